@@ -1,0 +1,77 @@
+// What the step loop needs of a model. Two implementations: DecoderModel (the real one) and, in tests, a scripted
+// one that needs no weights.
+#ifndef EMBERGATE_ENGINE_MODEL_LANGUAGE_MODEL_H_
+#define EMBERGATE_ENGINE_MODEL_LANGUAGE_MODEL_H_
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "storage/row_store.h"
+
+namespace embergate::engine {
+
+enum class LogitsWanted { kNone, kLast, kAll };
+
+// One sequence's share of a step.
+struct Chunk {
+  int slot = 0;                      // opened with OpenSlot
+  absl::Span<const int32_t> tokens;  // ids; >= 1 of them, each < limits().vocab_size
+  int start = 0;                     // position of tokens[0]; the slot's KV holds positions < start
+  LogitsWanted logits = LogitsWanted::kNone;
+  storage::RowTicket rows;  // from PrefetchRows(tokens); invalid = the model reads them itself
+  // Out: OK, or why this sequence must end (a flash read failed). The other chunks are unaffected.
+  absl::Status status;
+};
+
+struct ModelLimits {
+  int vocab_size = 0;
+  int context_max = 0;  // positions per slot
+  int slots_max = 0;
+  int step_tokens_max = 0;  // tokens of all chunks of one step together
+  int logit_rows_max = 0;   // positions with logits per step
+};
+
+// Bytes held, by part; the start-up table, GetModelInfo and the metrics print them.
+struct MemoryPart {
+  std::string name;  // "weights", "kv_cache", "row_cache", ...
+  uint64_t bytes = 0;
+};
+
+// Where a step's time went, in ns, for receipts and metrics.
+struct StepTimes {
+  uint64_t total_ns = 0;
+  uint64_t row_wait_ns = 0;  // computing waited for flash
+};
+
+// Threads: everything is called by the engine thread, but limits() and Memory() by any.
+class LanguageModel {
+ public:
+  virtual ~LanguageModel() = default;
+  virtual const ModelLimits& limits() const = 0;
+  virtual std::vector<MemoryPart> Memory() const = 0;
+
+  // Reserves KV for `tokens_max` positions. RESOURCE_EXHAUSTED when the pool cannot hold them now,
+  // INVALID_ARGUMENT when it never could.
+  virtual absl::Status OpenSlot(int slot, int tokens_max) = 0;
+  virtual void CloseSlot(int slot) = 0;
+  // Positions that could be reserved now, for admission.
+  virtual int64_t FreeKvTokens() const = 0;
+
+  // Starts the flash reads for tokens of a coming Step and returns at once. A model without a table on flash
+  // returns an invalid ticket. ReleaseRows is for a ticket that no Step will consume (Step releases the others).
+  virtual absl::StatusOr<storage::RowTicket> PrefetchRows(absl::Span<const int32_t> tokens) = 0;
+  virtual void ReleaseRows(storage::RowTicket ticket) = 0;
+
+  // Computes all chunks together. `logits` gets one row of vocab_size floats (after the softcap) for each position
+  // that wants them, in the order of chunks and positions; its rows for a chunk whose status is not OK are
+  // unspecified. A token's logits do not depend on the other chunks or on how its prompt was cut.
+  virtual absl::Status Step(absl::Span<Chunk> chunks, absl::Span<float> logits, StepTimes* times) = 0;
+};
+
+}  // namespace embergate::engine
+
+#endif  // EMBERGATE_ENGINE_MODEL_LANGUAGE_MODEL_H_

@@ -1,0 +1,80 @@
+// One generation, as the server hands it to the engine.
+#ifndef EMBERGATE_ENGINE_REQUEST_H_
+#define EMBERGATE_ENGINE_REQUEST_H_
+
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/time/time.h"
+
+namespace embergate::engine {
+
+// Applied in this order: penalties and bias, then temperature, then top_k, typical_p, top_p, min_p.
+struct SamplingParams {
+  float temperature = 1.0f;         // 0 = greedy
+  int top_k = 0;                    // 0 = off
+  float top_p = 1.0f;               // 1 = off
+  float min_p = 0.0f;               // 0 = off; relative to the best token's probability
+  float typical_p = 1.0f;           // 1 = off
+  float repetition_penalty = 1.0f;  // 1 = off
+  float presence_penalty = 0.0f;
+  float frequency_penalty = 0.0f;
+  int penalty_window = 64;  // last tokens that the penalties look at; -1 = all
+  std::vector<std::pair<int32_t, float>> logit_bias;
+  uint64_t seed = 0;  // the same seed, request and model give the same text whoever shares the batch
+};
+
+struct StopParams {
+  int tokens_max = 256;
+  int tokens_min = 0;  // no end-of-sequence or stop string before
+  bool ignore_eos = false;
+  std::vector<int32_t> stop_ids;          // besides the model's own
+  std::vector<std::string> stop_strings;  // found across token borders; not emitted unless include_stop
+  bool include_stop = false;
+};
+
+struct GenerateRequest {
+  std::vector<int32_t> prompt;  // ids, >= 1
+  SamplingParams sampling;
+  StopParams stop;
+  int top_logprobs = 0;  // alternatives per generated token, 0 = chosen token's log-probability only
+  bool want_logprobs = false;
+  bool prompt_logprobs = false;  // log-probabilities of the prompt's tokens 1.. (Score)
+  int prompt_top_logprobs = 0;   // alternatives per prompt position
+  bool special_in_text = false;  // control tokens' pieces appear in the text
+  absl::Time deadline = absl::InfiniteFuture();
+};
+
+struct TokenLogprob {
+  int32_t id = 0;
+  float logprob = 0;
+};
+
+struct PositionLogprobs {
+  TokenLogprob chosen;
+  std::vector<TokenLogprob> top;  // best first
+};
+
+enum class FinishReason { kStop, kStopString, kLength, kContextFull, kCancelled, kDeadline, kError };
+
+// What the request cost. Seconds are wall time; rows and bytes are this request's own share.
+struct Receipt {
+  int prompt_tokens = 0;
+  int cached_tokens = 0;
+  int generated_tokens = 0;
+  double queue_seconds = 0;
+  double prefill_seconds = 0;
+  double decode_seconds = 0;
+  double row_wait_seconds = 0;
+  uint64_t rows_requested = 0;
+  uint64_t rows_from_cache = 0;
+  uint64_t rows_read = 0;
+  uint64_t flash_bytes = 0;
+  uint64_t kv_bytes_peak = 0;
+};
+
+}  // namespace embergate::engine
+
+#endif  // EMBERGATE_ENGINE_REQUEST_H_

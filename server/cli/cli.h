@@ -1,0 +1,18 @@
+// The subcommands of the one binary. Each `Add...` declares its options on `app` and sets the callback that
+// runs it; each lives in a file of its own and is thin: the work is in the modules.
+//
+// A callback reports its outcome by throwing CLI::RuntimeError(exit_code) after printing to stderr
+// what was wrong, where, and what to do. Exit codes: 0 success, 1 failure, 2 unusable input.
+#ifndef EMBERGATE_SERVER_CLI_CLI_H_
+#define EMBERGATE_SERVER_CLI_CLI_H_
+
+#include <CLI/CLI.hpp>
+
+namespace embergate::server {
+
+// Declares every subcommand on `app`.
+void AddSubcommands(CLI::App& app);
+
+}  // namespace embergate::server
+
+#endif  // EMBERGATE_SERVER_CLI_CLI_H_

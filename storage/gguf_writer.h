@@ -1,0 +1,61 @@
+// Writes a GGUF v3 file in one pass with bounded memory: keys first, then tensor infos, then the data in order.
+// The file appears under its final name only when Finish succeeds.
+#ifndef EMBERGATE_STORAGE_GGUF_WRITER_H_
+#define EMBERGATE_STORAGE_GGUF_WRITER_H_
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/types/span.h"
+#include "storage/tensor_type.h"
+
+namespace embergate::storage {
+
+// Threads: one. Usage: Create; Add... keys; AddTensor for all; BeginData; for each tensor in the order added,
+// AppendData until it is complete; Finish. Destroying an unfinished writer removes the partial file.
+class GgufWriter {
+ public:
+  // Writes to "`path`.partial" beside the final name. `alignment` is a power of two >= 8.
+  static absl::StatusOr<std::unique_ptr<GgufWriter>> Create(const std::string& path, uint32_t alignment = 32);
+  ~GgufWriter();
+  GgufWriter(const GgufWriter&) = delete;
+  GgufWriter& operator=(const GgufWriter&) = delete;
+
+  void AddUint32(absl::string_view key, uint32_t value);
+  void AddInt32(absl::string_view key, int32_t value);
+  void AddUint64(absl::string_view key, uint64_t value);
+  void AddFloat(absl::string_view key, float value);
+  void AddBool(absl::string_view key, bool value);
+  void AddString(absl::string_view key, absl::string_view value);
+  void AddUint32s(absl::string_view key, absl::Span<const uint32_t> values);
+  void AddInt32s(absl::string_view key, absl::Span<const int32_t> values);
+  void AddFloats(absl::string_view key, absl::Span<const float> values);
+  void AddBools(absl::string_view key, const std::vector<bool>& values);
+  void AddStrings(absl::string_view key, const std::vector<std::string>& values);
+
+  // `dims[0]` is the contiguous dimension. `align` (a power of two, 0 = the file's) places this tensor's first
+  // byte at a multiple of it *in the file*; used to put the PLE table at 4096. (The gap is ordinary padding.)
+  absl::Status AddTensor(absl::string_view name, TensorType type, absl::Span<const uint64_t> dims, uint64_t align = 0);
+
+  absl::Status BeginData();
+  absl::Status AppendData(absl::Span<const uint8_t> bytes);
+  // Syncs, closes and renames. Fails if any tensor is incomplete.
+  absl::Status Finish();
+
+  uint64_t total_bytes() const;  // of the whole file; valid after BeginData
+  uint64_t written_bytes() const;
+
+ private:
+  struct Impl;
+  explicit GgufWriter(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace embergate::storage
+
+#endif  // EMBERGATE_STORAGE_GGUF_WRITER_H_
