@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# Installs what Embergate needs from Debian's packages (12 or 13). The one list of packages in the project.
+#
+#   deploy/install_packages.sh build     what the server is built with
+#   deploy/install_packages.sh test      the same, and what the tests need besides
+#
+# Works as root and as a user with sudo. Does nothing when everything is there already.
+set -euo pipefail
+
+build_packages=(
+  build-essential cmake ninja-build pkg-config
+  libgrpc++-dev libprotobuf-dev protobuf-compiler protobuf-compiler-grpc
+  libabsl-dev libdnnl-dev ocl-icd-opencl-dev libspdlog-dev prometheus-cpp-dev
+  liburing-dev nlohmann-json3-dev libcli11-dev
+)
+test_packages=(libgtest-dev libgmock-dev python3 sentencepiece)
+
+case "${1:-}" in
+  build) packages=("${build_packages[@]}") ;;
+  test) packages=("${build_packages[@]}" "${test_packages[@]}") ;;
+  *)
+    echo "usage: $0 build|test" >&2
+    exit 2
+    ;;
+esac
+
+missing=()
+for package in "${packages[@]}"; do
+  if [ "$(dpkg-query -W -f='${Status}' "$package" 2>/dev/null)" != "install ok installed" ]; then
+    missing+=("$package")
+  fi
+done
+if [ ${#missing[@]} -eq 0 ]; then
+  exit 0
+fi
+
+as_root=(env DEBIAN_FRONTEND=noninteractive)
+if [ "$(id -u)" -ne 0 ]; then
+  if ! command -v sudo >/dev/null; then
+    echo "These packages are missing and there is no sudo; install them as root, then run this again:" >&2
+    echo "  apt-get install ${missing[*]}" >&2
+    exit 1
+  fi
+  as_root=(sudo "${as_root[@]}")
+fi
+echo "Installing ${#missing[@]} packages: ${missing[*]}"
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+install() { "${as_root[@]}" apt-get install -y --no-install-recommends "${missing[@]}" >"$log" 2>&1; }
+# The package lists may be absent (a fresh image) or stale (a package that has moved on): update, then install.
+if ! { "${as_root[@]}" apt-get update >"$log" 2>&1 && install; }; then
+  tail -n 20 "$log" >&2
+  echo "Could not install the packages above. Is the package mirror reachable, and is this Debian 12 or 13?" >&2
+  exit 1
+fi
