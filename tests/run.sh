@@ -31,6 +31,6 @@ while [ $# -gt 0 ]; do
 done
 
 deploy/install_packages.sh test
-cmake --preset "$preset"
+cmake --preset "$preset" -DEMBERGATE_BUILD_TESTS=ON
 cmake --build --preset "$preset"
 exec ctest --preset "$preset" -j "$(nproc)" "$@"
