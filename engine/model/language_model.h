@@ -16,6 +16,15 @@ namespace embergate::engine {
 
 enum class LogitsWanted { kNone, kLast, kAll };
 
+// What a chunk's tokens cost in table rows. Rows are distinct rows; bytes are those read from the device for them,
+// alignment included.
+struct RowUse {
+  uint64_t requested = 0;
+  uint64_t cache_hits = 0;  // in DRAM already, or on their way for another sequence
+  uint64_t read = 0;        // from flash
+  uint64_t bytes = 0;
+};
+
 // One sequence's share of a step.
 struct Chunk {
   int slot = 0;                      // opened with OpenSlot
@@ -25,6 +34,7 @@ struct Chunk {
   storage::RowTicket rows;  // from PrefetchRows(tokens); invalid = the model reads them itself
   // Out: OK, or why this sequence must end (a flash read failed). The other chunks are unaffected.
   absl::Status status;
+  RowUse rows_used;  // Out: for receipts; zeros from a model without a table on flash
 };
 
 struct ModelLimits {
@@ -60,6 +70,8 @@ class LanguageModel {
   virtual void CloseSlot(int slot) = 0;
   // Positions that could be reserved now, for admission.
   virtual int64_t FreeKvTokens() const = 0;
+  // Bytes of KV memory that the open slot holds now, for its receipt; 0 where a model does not count them.
+  virtual uint64_t SlotKvBytes(int /*slot*/) const { return 0; }
 
   // Starts the flash reads for tokens of a coming Step and returns at once. A model without a table on flash
   // returns an invalid ticket. ReleaseRows is for a ticket that no Step will consume (Step releases the others).
@@ -69,6 +81,8 @@ class LanguageModel {
   // Computes all chunks together. `logits` gets one row of vocab_size floats (after the softcap) for each position
   // that wants them, in the order of chunks and positions; its rows for a chunk whose status is not OK are
   // unspecified. A token's logits do not depend on the other chunks or on how its prompt was cut.
+  // Whatever it returns, it has released the chunks' tickets. After an error of the whole step (not of one chunk) the
+  // KV of the chunks' slots is unspecified: the caller closes them. Slots outside the step are unharmed.
   virtual absl::Status Step(absl::Span<Chunk> chunks, absl::Span<float> logits, StepTimes* times) = 0;
 };
 
