@@ -1,0 +1,261 @@
+#include "server/generate_reactor.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "server/response_builder.h"
+#include "server/status_mapping.h"
+
+namespace embergate::server {
+namespace {
+
+// Keeps a message of 20 alternatives per position under half of gRPC's default 4 MiB limit for clients.
+constexpr size_t kPromptPositionsPerMessage = 4096;
+
+// About what the pending event holds in memory.
+size_t BytesOf(const engine::PositionLogprobs& logprobs) {
+  return sizeof(engine::PositionLogprobs) + logprobs.top.size() * sizeof(engine::TokenLogprob);
+}
+
+size_t BytesOf(const engine::TokenEvent& event) {
+  size_t bytes = event.text.size() + event.ids.size() * sizeof(int32_t);
+  for (const engine::PositionLogprobs& logprobs : event.logprobs) {
+    bytes += BytesOf(logprobs);
+  }
+  return bytes;
+}
+
+}  // namespace
+
+GenerateReactor::~GenerateReactor() {
+  // The engine thread may still be inside the unlock that let OnWriteDone call Finish.
+  absl::MutexLock lock(&mutex_);
+}
+
+void GenerateReactor::Start(engine::Engine& engine, engine::GenerateRequest request,
+                            absl::FunctionRef<absl::Status(absl::Status)> refusal) {
+  engine_ = &engine;
+  {
+    absl::MutexLock lock(&mutex_);
+    started_.emplace();
+    started_->set_input_tokens(static_cast<int32_t>(request.prompt.size()));
+    started_->set_seed(request.sampling.seed);
+    started_->set_max_tokens(request.stop.tokens_max);
+  }
+  absl::StatusOr<engine::RequestId> id = engine.Submit(std::move(request), this);
+  if (!id.ok()) {
+    Refuse(refusal(id.status()));
+    return;
+  }
+  bool cancel = false;
+  Operation operation = Operation::kNone;
+  {
+    absl::MutexLock lock(&mutex_);
+    id_ = *id;
+    cancel = cancel_wanted_ && !finish_event_.has_value();
+    busy_ = false;
+    operation = NextOperation();
+  }
+  if (cancel) {
+    // The sink is alive: it has not got its OnFinish when the mutex was held, and ids are never used again.
+    engine.Cancel(*id);
+  }
+  Run(operation);
+}
+
+void GenerateReactor::Refuse(const absl::Status& status) {
+  AddRetryTrailer(status, *context_);
+  final_status_ = ToGrpc(status);
+  record_.Finish(status, final_status_.error_code(), nullptr);
+  Run(Operation::kFinish);
+}
+
+void GenerateReactor::OnStart(int /*prompt_tokens*/) {}
+
+void GenerateReactor::OnPrompt(std::vector<engine::PositionLogprobs> logprobs) {
+  Operation operation = Operation::kNone;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (broken_) {
+      return;
+    }
+    // Not counted as pending: their number is bounded by the prompt.
+    std::move(logprobs.begin(), logprobs.end(), std::back_inserter(prompt_logprobs_));
+    operation = NextOperation();
+  }
+  Run(operation);
+}
+
+void GenerateReactor::OnTokens(engine::TokenEvent event) {
+  Operation operation = Operation::kNone;
+  engine::Engine* engine = engine_;
+  std::optional<engine::RequestId> cancel;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (broken_ || overflow_) {
+      return;
+    }
+    pending_bytes_ += BytesOf(event);
+    if (pending_bytes_ > pending_bytes_max_) {
+      overflow_ = true;
+      DropPending();
+      if (WantCancel()) {
+        cancel = id_;
+      }
+    } else {
+      delta_.mutable_text()->append(event.text);
+      delta_.mutable_ids()->Add(event.ids.begin(), event.ids.end());
+      for (const engine::PositionLogprobs& logprobs : event.logprobs) {
+        FillLogprobs(logprobs, *delta_.add_logprobs());
+      }
+      operation = NextOperation();
+    }
+  }
+  if (cancel.has_value()) {
+    engine->Cancel(*cancel);
+  }
+  Run(operation);
+}
+
+void GenerateReactor::OnFinish(engine::FinishEvent event) {
+  Operation operation = Operation::kNone;
+  {
+    absl::MutexLock lock(&mutex_);
+    finish_event_ = std::move(event);
+    operation = NextOperation();
+  }
+  Run(operation);
+}
+
+void GenerateReactor::OnWriteDone(bool ok) {
+  Operation operation = Operation::kNone;
+  engine::Engine* engine = engine_;
+  std::optional<engine::RequestId> cancel;
+  {
+    absl::MutexLock lock(&mutex_);
+    busy_ = false;
+    if (!ok) {
+      broken_ = true;
+      DropPending();
+      if (WantCancel()) {
+        cancel = id_;
+      }
+    }
+    operation = NextOperation();
+  }
+  if (cancel.has_value()) {
+    engine->Cancel(*cancel);
+  }
+  Run(operation);
+}
+
+void GenerateReactor::OnCancel() {
+  engine::Engine* engine = engine_;
+  std::optional<engine::RequestId> cancel;
+  {
+    absl::MutexLock lock(&mutex_);
+    broken_ = true;
+    DropPending();
+    if (WantCancel()) {
+      cancel = id_;
+    }
+  }
+  if (cancel.has_value()) {
+    engine->Cancel(*cancel);
+  }
+}
+
+void GenerateReactor::OnDone() { delete this; }
+
+bool GenerateReactor::WantCancel() {
+  if (cancel_wanted_ || finish_event_.has_value()) {
+    return false;
+  }
+  cancel_wanted_ = true;
+  return id_.has_value();  // else Start does it
+}
+
+void GenerateReactor::DropPending() {
+  started_.reset();
+  prompt_logprobs_.clear();
+  prompt_logprobs_sent_ = 0;
+  delta_.Clear();
+}
+
+// Moves the next pending event into message_; false if there is none.
+bool GenerateReactor::TakePending() {
+  message_.Clear();
+  if (started_.has_value()) {
+    *message_.mutable_started() = *std::move(started_);
+    started_.reset();
+    return true;
+  }
+  if (prompt_logprobs_sent_ < prompt_logprobs_.size()) {
+    const size_t end = std::min(prompt_logprobs_.size(), prompt_logprobs_sent_ + kPromptPositionsPerMessage);
+    for (; prompt_logprobs_sent_ < end; ++prompt_logprobs_sent_) {
+      FillLogprobs(prompt_logprobs_[prompt_logprobs_sent_], *message_.mutable_prompt_logprobs()->add_positions());
+    }
+    if (end == prompt_logprobs_.size()) {
+      prompt_logprobs_ = {};
+      prompt_logprobs_sent_ = 0;
+    }
+    return true;
+  }
+  if (pending_bytes_ > 0) {
+    message_.mutable_delta()->Swap(&delta_);
+    delta_.Clear();
+    pending_bytes_ = 0;
+    return true;
+  }
+  return false;
+}
+
+GenerateReactor::Operation GenerateReactor::NextOperation() {
+  if (busy_) {
+    return Operation::kNone;
+  }
+  if (!broken_ && !overflow_ && TakePending()) {
+    busy_ = true;
+    return Operation::kWrite;
+  }
+  if (!finish_event_.has_value()) {
+    return Operation::kNone;
+  }
+  busy_ = true;
+  absl::Status status = finish_event_->status;
+  if (overflow_ && !broken_) {
+    record_.CountSlowReader();
+    status = WithReason(absl::ResourceExhaustedError(absl::StrCat("the stream is read too slowly: more than ",
+                                                                  pending_bytes_max_, " bytes were waiting")),
+                        "SLOW_READER");
+  } else if (status.ok() && (broken_ || finish_event_->reason == engine::FinishReason::kCancelled)) {
+    status = absl::CancelledError("the call was cancelled");
+  }
+  AddRetryTrailer(status, *context_);
+  final_status_ = ToGrpc(status);
+  record_.Finish(status, final_status_.error_code(), &*finish_event_);
+  if (!status.ok()) {
+    return Operation::kFinish;
+  }
+  FillFinished(*finish_event_, *message_.mutable_finished());
+  return Operation::kWriteAndFinish;
+}
+
+void GenerateReactor::Run(Operation operation) {
+  switch (operation) {
+    case Operation::kNone:
+      return;
+    case Operation::kWrite:
+      StartWrite(&message_);
+      return;
+    case Operation::kWriteAndFinish:
+      StartWriteAndFinish(&message_, grpc::WriteOptions(), grpc::Status::OK);
+      return;
+    case Operation::kFinish:
+      Finish(std::move(final_status_));
+      return;
+  }
+}
+
+}  // namespace embergate::server

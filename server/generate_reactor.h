@@ -1,0 +1,92 @@
+// One Generate call: the engine's events become messages of the stream.
+#ifndef EMBERGATE_SERVER_GENERATE_REACTOR_H_
+#define EMBERGATE_SERVER_GENERATE_REACTOR_H_
+
+#include <grpcpp/grpcpp.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "embergate/v1/generate.pb.h"
+#include "engine/engine.h"
+#include "engine/token_sink.h"
+#include "server/call_record.h"
+
+namespace embergate::server {
+
+// Between the engine thread, which must never wait, and gRPC, which takes one message at a time. While a write is in
+// flight, further events are merged into one pending delta; its size is bounded by `pending_bytes_max`, past which
+// the generation is cancelled and the stream ends with RESOURCE_EXHAUSTED as soon as the client reads again.
+//
+// States: the engine holds this object as its sink from a successful Submit until OnFinish. Finish is called once,
+// by whoever comes last: the engine's terminal event or the completion of the write in flight. OnCancel and a failed
+// write only ask the engine to stop. OnDone, which gRPC calls after Finish, deletes the object.
+//
+// Threads: the sink's methods come from the engine thread, OnWriteDone and OnCancel from gRPC's. After a function has
+// released the mutex it touches no member, but for starting the one operation that it was told to start: the object
+// may be gone.
+class GenerateReactor final : public grpc::ServerWriteReactor<v1::GenerateResponse>, public engine::TokenSink {
+ public:
+  GenerateReactor(grpc::CallbackServerContext* context, CallRecord record, size_t pending_bytes_max)
+      : context_(context), record_(std::move(record)), pending_bytes_max_(pending_bytes_max) {}
+  ~GenerateReactor() override;
+
+  // Either of these once, from the RPC's handler. Start submits the request; if the engine refuses it, the stream
+  // ends with `refusal(status)`.
+  void Start(engine::Engine& engine, engine::GenerateRequest request,
+             absl::FunctionRef<absl::Status(absl::Status)> refusal);
+  void Refuse(const absl::Status& status);
+
+  // engine::TokenSink
+  void OnStart(int prompt_tokens) override;
+  void OnPrompt(std::vector<engine::PositionLogprobs> logprobs) override;
+  void OnTokens(engine::TokenEvent event) override;
+  void OnFinish(engine::FinishEvent event) override;
+
+  // grpc::ServerWriteReactor
+  void OnWriteDone(bool ok) override;
+  void OnCancel() override;
+  void OnDone() override;
+
+ private:
+  // What to do after the mutex is released.
+  enum class Operation { kNone, kWrite, kWriteAndFinish, kFinish };
+  Operation NextOperation() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Run(Operation operation);
+  bool TakePending() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // True if this call is the one that has to cancel.
+  bool WantCancel() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void DropPending() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
+  grpc::CallbackServerContext* const context_;
+  CallRecord record_;
+  const size_t pending_bytes_max_;
+  engine::Engine* engine_ = nullptr;  // set by Start, before the sink is known to anyone
+
+  absl::Mutex mutex_;
+  // True while an operation is in flight; from the beginning until Submit has returned, so that nothing starts before.
+  bool busy_ ABSL_GUARDED_BY(mutex_) = true;
+  bool broken_ ABSL_GUARDED_BY(mutex_) = false;    // the client is gone: nothing can be written
+  bool overflow_ ABSL_GUARDED_BY(mutex_) = false;  // the client reads too slowly
+  std::optional<engine::RequestId> id_ ABSL_GUARDED_BY(mutex_);
+  bool cancel_wanted_ ABSL_GUARDED_BY(mutex_) = false;
+  std::optional<engine::FinishEvent> finish_event_ ABSL_GUARDED_BY(mutex_);
+  // Pending events, in the order in which they are sent.
+  std::optional<v1::Started> started_ ABSL_GUARDED_BY(mutex_);
+  std::vector<engine::PositionLogprobs> prompt_logprobs_ ABSL_GUARDED_BY(mutex_);
+  size_t prompt_logprobs_sent_ ABSL_GUARDED_BY(mutex_) = 0;
+  v1::Delta delta_ ABSL_GUARDED_BY(mutex_);
+  size_t pending_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
+
+  // Owned by the operation in flight.
+  v1::GenerateResponse message_;
+  grpc::Status final_status_;
+};
+
+}  // namespace embergate::server
+
+#endif  // EMBERGATE_SERVER_GENERATE_REACTOR_H_

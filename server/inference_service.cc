@@ -1,0 +1,139 @@
+#include "server/inference_service.h"
+
+#include <exception>
+#include <random>
+#include <string>
+#include <utility>
+
+#include "absl/time/time.h"
+#include "server/admission.h"
+#include "server/call_record.h"
+#include "server/generate_reactor.h"
+#include "server/response_builder.h"
+#include "server/score_reactor.h"
+#include "server/status_mapping.h"
+#include "storage/base/status_macros.h"
+
+namespace embergate::server {
+namespace {
+
+uint64_t RandomSeed() {
+  std::random_device device;
+  return (uint64_t{device()} << 32) | device();
+}
+
+// Runs `parse`, which returns a StatusOr. An exception here could only be one of the JSON library's or bad_alloc; it
+// ends this call, not the server.
+template <typename Parse>
+auto Guarded(const Parse& parse) -> decltype(parse()) {
+  try {
+    return parse();
+  } catch (const std::exception& error) {
+    return absl::InternalError(error.what());
+  }
+}
+
+absl::Time DeadlineOf(const grpc::CallbackServerContext& context) { return absl::FromChrono(context.deadline()); }
+
+}  // namespace
+
+grpc::ServerWriteReactor<v1::GenerateResponse>* InferenceService::Generate(grpc::CallbackServerContext* context,
+                                                                           const v1::GenerateRequest* request) {
+  auto* reactor = new GenerateReactor(context, CallRecord(Method::kGenerate, request->request_id(), &stats_),
+                                      options_.pending_bytes_max);
+  const ServedModel* model = nullptr;
+  absl::StatusOr<engine::GenerateRequest> parsed = Guarded([&]() -> absl::StatusOr<engine::GenerateRequest> {
+    EMBERGATE_ASSIGN_OR_RETURN(model, lifecycle_.Serving());
+    return ParseGenerateRequest(*request, *model, options_.limits, RandomSeed());
+  });
+  if (!parsed.ok()) {
+    reactor->Refuse(parsed.status());
+    return reactor;
+  }
+  parsed->deadline = DeadlineOf(*context);
+  reactor->Start(*model->engine, *std::move(parsed),
+                 [&](absl::Status status) { return Refusal(*model, std::move(status)); });
+  return reactor;
+}
+
+grpc::ServerUnaryReactor* InferenceService::Score(grpc::CallbackServerContext* context, const v1::ScoreRequest* request,
+                                                  v1::ScoreResponse* response) {
+  auto* reactor = new ScoreReactor(context, response, CallRecord(Method::kScore, request->request_id(), &stats_));
+  const ServedModel* model = nullptr;
+  absl::StatusOr<engine::GenerateRequest> parsed = Guarded([&]() -> absl::StatusOr<engine::GenerateRequest> {
+    EMBERGATE_ASSIGN_OR_RETURN(model, lifecycle_.Serving());
+    return ParseScoreRequest(*request, *model, options_.limits);
+  });
+  if (!parsed.ok()) {
+    reactor->Refuse(parsed.status());
+    return reactor;
+  }
+  parsed->deadline = DeadlineOf(*context);
+  reactor->Start(*model->engine, *std::move(parsed),
+                 [&](absl::Status status) { return Refusal(*model, std::move(status)); });
+  return reactor;
+}
+
+grpc::ServerUnaryReactor* InferenceService::Tokenize(grpc::CallbackServerContext* context,
+                                                     const v1::TokenizeRequest* request,
+                                                     v1::TokenizeResponse* response) {
+  return Reply(context, Method::kTokenize, Guarded([&]() -> absl::Status {
+                 EMBERGATE_ASSIGN_OR_RETURN(const ServedModel* model, lifecycle_.Serving());
+                 EMBERGATE_ASSIGN_OR_RETURN(std::vector<int32_t> ids,
+                                            ParseTokenizeRequest(*request, *model, options_.limits));
+                 if (request->with_pieces()) {
+                   for (const int32_t id : ids) {
+                     response->add_pieces(std::string(model->tokenizer->Piece(id)));
+                   }
+                 }
+                 response->mutable_ids()->Assign(ids.begin(), ids.end());
+                 return absl::OkStatus();
+               }));
+}
+
+grpc::ServerUnaryReactor* InferenceService::Detokenize(grpc::CallbackServerContext* context,
+                                                       const v1::DetokenizeRequest* request,
+                                                       v1::DetokenizeResponse* response) {
+  return Reply(context, Method::kDetokenize, Guarded([&]() -> absl::Status {
+                 EMBERGATE_ASSIGN_OR_RETURN(const ServedModel* model, lifecycle_.Serving());
+                 EMBERGATE_ASSIGN_OR_RETURN(std::vector<int32_t> ids, ParseDetokenizeRequest(*request, *model));
+                 response->set_text(model->tokenizer->Decode(ids, request->special()));
+                 return absl::OkStatus();
+               }));
+}
+
+grpc::ServerUnaryReactor* InferenceService::GetModelInfo(grpc::CallbackServerContext* context,
+                                                         const v1::GetModelInfoRequest* /*request*/,
+                                                         v1::GetModelInfoResponse* response) {
+  return Reply(context, Method::kGetModelInfo, Guarded([&]() -> absl::Status {
+                 EMBERGATE_ASSIGN_OR_RETURN(const ServedModel* model, lifecycle_.Serving());
+                 FillModelInfo(*model, options_.limits, *response);
+                 return absl::OkStatus();
+               }));
+}
+
+absl::Status InferenceService::Refusal(const ServedModel& model, absl::Status status) const {
+  switch (status.code()) {
+    case absl::StatusCode::kResourceExhausted:
+      return WithRetry(WithReason(std::move(status), "QUEUE_FULL"),
+                       QueueRetryDelay(stats_.MeanServiceSeconds(), model.limits.slots_max));
+    case absl::StatusCode::kUnavailable:
+      return WithRetry(WithReason(std::move(status), "DRAINING"), absl::Seconds(1));
+    case absl::StatusCode::kInvalidArgument:
+      return WithReason(std::move(status), "INVALID_REQUEST");
+    default:
+      return status;
+  }
+}
+
+grpc::ServerUnaryReactor* InferenceService::Reply(grpc::CallbackServerContext* context, Method method,
+                                                  const absl::Status& status) {
+  AddRetryTrailer(status, *context);
+  grpc::Status sent = ToGrpc(status);
+  CallRecord(method, "", &stats_).Finish(status, sent.error_code(), nullptr);
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  reactor->Finish(std::move(sent));
+  return reactor;
+}
+
+}  // namespace embergate::server

@@ -1,0 +1,52 @@
+// The embergate.v1.Inference service: each method checks whether requests are taken, parses, and makes a reactor.
+#ifndef EMBERGATE_SERVER_INFERENCE_SERVICE_H_
+#define EMBERGATE_SERVER_INFERENCE_SERVICE_H_
+
+#include <grpcpp/grpcpp.h>
+
+#include <cstddef>
+
+#include "absl/status/status.h"
+#include "embergate/v1/inference.grpc.pb.h"
+#include "server/lifecycle.h"
+#include "server/request_parser.h"
+#include "server/server_stats.h"
+
+namespace embergate::server {
+
+struct ServiceOptions {
+  RequestLimits limits;
+  // Answer bytes that may wait for a slow reader, per stream; past them the stream ends.
+  size_t pending_bytes_max = 1 << 20;
+};
+
+// Threads: gRPC's, several at once. Borrows `lifecycle` and `stats`, which outlive the gRPC server.
+class InferenceService final : public v1::Inference::CallbackService {
+ public:
+  InferenceService(const Lifecycle& lifecycle, ServerStats& stats, const ServiceOptions& options)
+      : lifecycle_(lifecycle), stats_(stats), options_(options) {}
+
+  grpc::ServerWriteReactor<v1::GenerateResponse>* Generate(grpc::CallbackServerContext* context,
+                                                           const v1::GenerateRequest* request) override;
+  grpc::ServerUnaryReactor* Score(grpc::CallbackServerContext* context, const v1::ScoreRequest* request,
+                                  v1::ScoreResponse* response) override;
+  grpc::ServerUnaryReactor* Tokenize(grpc::CallbackServerContext* context, const v1::TokenizeRequest* request,
+                                     v1::TokenizeResponse* response) override;
+  grpc::ServerUnaryReactor* Detokenize(grpc::CallbackServerContext* context, const v1::DetokenizeRequest* request,
+                                       v1::DetokenizeResponse* response) override;
+  grpc::ServerUnaryReactor* GetModelInfo(grpc::CallbackServerContext* context, const v1::GetModelInfoRequest* request,
+                                         v1::GetModelInfoResponse* response) override;
+
+ private:
+  // What a client hears when the engine refuses a request.
+  absl::Status Refusal(const ServedModel& model, absl::Status status) const;
+  grpc::ServerUnaryReactor* Reply(grpc::CallbackServerContext* context, Method method, const absl::Status& status);
+
+  const Lifecycle& lifecycle_;
+  ServerStats& stats_;
+  const ServiceOptions options_;
+};
+
+}  // namespace embergate::server
+
+#endif  // EMBERGATE_SERVER_INFERENCE_SERVICE_H_

@@ -1,0 +1,233 @@
+#include "server/metrics.h"
+
+#include <prometheus/exposer.h>
+
+#include <chrono>
+#include <exception>
+#include <limits>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "engine/engine.h"
+#include "server/process_memory.h"
+#include "server/version.h"
+#include "storage/stats.h"
+
+namespace embergate::server {
+namespace {
+
+using prometheus::ClientMetric;
+using prometheus::MetricFamily;
+using prometheus::MetricType;
+using Labels = std::vector<std::pair<std::string, std::string>>;
+
+// Builds the families of one scrape. A family's samples are added right after it is begun.
+class Page {
+ public:
+  void Begin(MetricType type, const char* name, const char* help) {
+    families_.emplace_back();
+    families_.back().name = name;
+    families_.back().help = help;
+    families_.back().type = type;
+  }
+  void Sample(double value, const Labels& labels = {}) {
+    ClientMetric& metric = Add(labels);
+    if (families_.back().type == MetricType::Counter) {
+      metric.counter.value = value;
+    } else {
+      metric.gauge.value = value;
+    }
+  }
+  void Counter(const char* name, const char* help, double value) {
+    Begin(MetricType::Counter, name, help);
+    Sample(value);
+  }
+  void Gauge(const char* name, const char* help, double value) {
+    Begin(MetricType::Gauge, name, help);
+    Sample(value);
+  }
+  // counts.size() == bounds.size() + 1.
+  template <typename Bounds, typename Counts>
+  void Histogram(const char* name, const char* help, const Bounds& bounds, const Counts& counts, double bound_scale,
+                 double sum) {
+    Begin(MetricType::Histogram, name, help);
+    ClientMetric::Histogram& histogram = Add({}).histogram;
+    uint64_t cumulative = 0;
+    for (size_t i = 0; i < counts.size(); ++i) {
+      cumulative += counts[i];
+      ClientMetric::Bucket bucket;
+      bucket.cumulative_count = cumulative;
+      bucket.upper_bound =
+          i < bounds.size() ? static_cast<double>(bounds[i]) * bound_scale : std::numeric_limits<double>::infinity();
+      histogram.bucket.push_back(bucket);
+    }
+    histogram.sample_count = cumulative;
+    histogram.sample_sum = sum;
+  }
+  std::vector<MetricFamily> Take() { return std::move(families_); }
+
+ private:
+  ClientMetric& Add(const Labels& labels) {
+    families_.back().metric.emplace_back();
+    ClientMetric& metric = families_.back().metric.back();
+    for (const auto& [name, value] : labels) {
+      metric.label.push_back({name, value});
+    }
+    return metric;
+  }
+
+  std::vector<MetricFamily> families_;
+};
+
+double Seconds(uint64_t ns) { return static_cast<double>(ns) * 1e-9; }
+
+void AddServer(const Lifecycle& lifecycle, const ServerStats& stats, double start_seconds, Page& page) {
+  page.Begin(MetricType::Gauge, "embergate_build_info", "Always 1; the label tells the version.");
+  page.Sample(1, {{"version", kVersion}});
+  page.Gauge("embergate_ready", "1 while requests are taken, 0 while loading or draining.",
+             lifecycle.phase() == Phase::kReady ? 1 : 0);
+  page.Gauge("embergate_draining", "1 from the first SIGTERM on.", lifecycle.phase() == Phase::kDraining ? 1 : 0);
+  page.Gauge("embergate_load_progress_ratio", "Part of the model that is loaded, 0 to 1.", lifecycle.load_progress());
+  page.Begin(MetricType::Counter, "embergate_requests_total", "Calls that ended, by method and gRPC status code.");
+  for (size_t method = 0; method < kMethodNames.size(); ++method) {
+    for (int code = 0; code < kGrpcCodes; ++code) {
+      const auto grpc_code = static_cast<grpc::StatusCode>(code);
+      const uint64_t count = stats.requests(static_cast<Method>(method), grpc_code);
+      // OK is always there, so that a rate has a beginning.
+      if (count > 0 || code == 0) {
+        page.Sample(static_cast<double>(count), {{"method", kMethodNames[method]}, {"code", GrpcCodeName(grpc_code)}});
+      }
+    }
+  }
+  page.Counter("embergate_slow_readers_total", "Streams that ended because the client read them too slowly.",
+               static_cast<double>(stats.slow_readers.load(std::memory_order_relaxed)));
+  const ProcessUsage usage = ReadProcessUsage();
+  page.Gauge("process_resident_memory_bytes", "Resident memory of the process.",
+             static_cast<double>(usage.resident_bytes));
+  page.Counter("process_cpu_seconds_total", "User and system CPU time of the process.", usage.cpu_seconds);
+  page.Counter("process_major_page_faults_total", "Page faults that had to read from a device.",
+               static_cast<double>(usage.major_faults));
+  page.Gauge("process_open_fds", "Open file descriptors.", static_cast<double>(usage.open_fds));
+  page.Gauge("process_start_time_seconds", "When the process started, seconds since the epoch.", start_seconds);
+}
+
+void AddEngine(const ServedModel& model, const engine::EngineStats& stats, Page& page) {
+  static constexpr const char* kReasons[] = {"stop",      "stop_string", "length", "context_full",
+                                             "cancelled", "deadline",    "error"};
+  page.Counter("embergate_requests_accepted_total", "Requests that the engine queued.",
+               static_cast<double>(stats.requests_accepted));
+  page.Counter("embergate_requests_refused_total", "Requests that the engine refused (queue full, invalid, draining).",
+               static_cast<double>(stats.requests_refused));
+  page.Begin(MetricType::Counter, "embergate_requests_finished_total", "Generations that ended, by reason.");
+  for (size_t i = 0; i < std::size(kReasons); ++i) {
+    page.Sample(static_cast<double>(stats.requests_finished[i]), {{"reason", kReasons[i]}});
+  }
+  page.Counter("embergate_prompt_tokens_total", "Prompt tokens computed.", static_cast<double>(stats.prompt_tokens));
+  page.Counter("embergate_generation_tokens_total", "Tokens generated.", static_cast<double>(stats.generated_tokens));
+  page.Gauge("embergate_num_requests_waiting", "Requests in the queue.", stats.waiting);
+  page.Gauge("embergate_num_requests_waiting_max", "Places in the queue.", model.waiting_max);
+  page.Gauge("embergate_num_requests_running", "Requests being computed.", stats.running);
+  page.Gauge("embergate_num_requests_running_max", "Requests that can be computed at once.", model.limits.slots_max);
+  page.Gauge("embergate_kv_tokens_free", "Positions that the attention cache could still reserve.",
+             static_cast<double>(stats.kv_tokens_free));
+  page.Counter("embergate_steps_total", "Passes of the step loop.", static_cast<double>(stats.steps));
+  page.Counter("embergate_step_seconds_total", "Time spent in them.", Seconds(stats.step_ns));
+  page.Counter("embergate_step_flash_wait_seconds_total", "Of that, time that computing waited for flash.",
+               Seconds(stats.row_wait_ns));
+  page.Histogram("embergate_request_queue_time_seconds", "Accepted to first computing.", stats.queue_seconds.bounds,
+                 stats.queue_seconds.counts, 1, stats.queue_seconds.sum);
+  page.Histogram("embergate_time_to_first_token_seconds", "Accepted to first token.", stats.ttft_seconds.bounds,
+                 stats.ttft_seconds.counts, 1, stats.ttft_seconds.sum);
+  page.Histogram("embergate_inter_token_latency_seconds", "Between tokens of one stream.", stats.itl_seconds.bounds,
+                 stats.itl_seconds.counts, 1, stats.itl_seconds.sum);
+}
+
+void AddModel(const ServedModel& model, Page& page) {
+  page.Begin(MetricType::Gauge, "embergate_model_info", "Always 1; the labels tell what is loaded.");
+  page.Sample(1, {{"name", model.info.name}, {"architecture", model.info.architecture}});
+  page.Begin(MetricType::Gauge, "embergate_dram_bytes", "DRAM held, by part.");
+  if (model.memory) {
+    for (const engine::MemoryPart& part : model.memory()) {
+      page.Sample(static_cast<double>(part.bytes), {{"part", part.name}});
+    }
+  }
+  page.Gauge("embergate_dram_budget_bytes", "The DRAM budget; 0 = none set.",
+             static_cast<double>(model.dram_budget_bytes));
+}
+
+void AddFlash(const storage::RowStoreStats& stats, Page& page) {
+  page.Begin(MetricType::Gauge, "embergate_flash_reader_info",
+             "Always 1; the labels tell how rows are read, and why not through io_uring.");
+  page.Sample(1, {{"backend", stats.backend},
+                  {"reason", stats.backend_reason},
+                  {"direct_io", stats.direct_io ? "true" : "false"}});
+  page.Counter("embergate_rows_requested_total", "Rows asked for.", static_cast<double>(stats.rows_requested));
+  page.Counter("embergate_rows_deduplicated_total", "Of these, repeated within one submission.",
+               static_cast<double>(stats.rows_deduplicated));
+  page.Counter("embergate_row_cache_hits_total", "Distinct rows found in the row cache.",
+               static_cast<double>(stats.cache_hits));
+  page.Counter("embergate_row_cache_misses_total", "Distinct rows not found in the row cache.",
+               static_cast<double>(stats.cache_misses));
+  page.Counter("embergate_rows_read_total", "Rows read from flash.", static_cast<double>(stats.rows_read));
+  page.Counter("embergate_flash_reads_total", "Device reads completed.", static_cast<double>(stats.reads));
+  page.Counter("embergate_flash_read_bytes_total", "Bytes read from the device.",
+               static_cast<double>(stats.bytes_read));
+  page.Counter("embergate_flash_useful_bytes_total", "Of these, bytes of rows asked for.",
+               static_cast<double>(stats.bytes_useful));
+  page.Counter("embergate_flash_retries_total", "Reads that were tried again.", static_cast<double>(stats.retries));
+  page.Begin(MetricType::Counter, "embergate_flash_errors_total", "Reads that failed, by kind.");
+  page.Sample(static_cast<double>(stats.errors_io), {{"kind", "io"}});
+  page.Sample(static_cast<double>(stats.errors_short), {{"kind", "short"}});
+  page.Sample(static_cast<double>(stats.errors_checksum), {{"kind", "checksum"}});
+  page.Sample(static_cast<double>(stats.errors_changed), {{"kind", "file_changed"}});
+  page.Gauge("embergate_flash_reads_in_flight", "Device reads under way.", static_cast<double>(stats.in_flight));
+  page.Counter("embergate_flash_wait_seconds_total", "Time that somebody waited for rows.", Seconds(stats.stall_ns));
+  page.Histogram("embergate_flash_read_latency_seconds", "Device reads, submission to completion.",
+                 storage::LatencyHistogram::kBoundsNs, stats.read_latency.counts, 1e-9,
+                 Seconds(stats.read_latency.sum_ns));
+}
+
+}  // namespace
+
+Metrics::Metrics(const Lifecycle& lifecycle, const ServerStats& stats)
+    : lifecycle_(lifecycle),
+      stats_(stats),
+      start_seconds_(std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count()) {}
+
+std::vector<MetricFamily> Metrics::Collect() const {
+  Page page;
+  AddServer(lifecycle_, stats_, start_seconds_, page);
+  if (const ServedModel* model = lifecycle_.model(); model != nullptr) {
+    AddModel(*model, page);
+    AddEngine(*model, model->engine->Snapshot(), page);
+    if (model->row_stats) {
+      AddFlash(model->row_stats(), page);
+    }
+  }
+  return page.Take();
+}
+
+absl::StatusOr<std::unique_ptr<MetricsEndpoint>> MetricsEndpoint::Create(const std::string& address,
+                                                                         std::shared_ptr<Metrics> metrics) {
+  // Civetweb reports a taken port, a bad host and a bad syntax alike, by an exception with one text.
+  try {
+    auto exposer = std::make_unique<prometheus::Exposer>(address, /*num_threads=*/2);
+    exposer->RegisterCollectable(metrics);
+    return std::unique_ptr<MetricsEndpoint>(new MetricsEndpoint(std::move(exposer), std::move(metrics)));
+  } catch (const std::exception& error) {
+    return absl::UnavailableError(absl::StrCat("cannot serve metrics on ", address, " (", error.what(),
+                                               "); is the port taken? Choose another with --metrics"));
+  }
+}
+
+MetricsEndpoint::MetricsEndpoint(std::unique_ptr<prometheus::Exposer> exposer, std::shared_ptr<Metrics> metrics)
+    : metrics_(std::move(metrics)), exposer_(std::move(exposer)) {}
+MetricsEndpoint::~MetricsEndpoint() = default;
+
+int MetricsEndpoint::port() const {
+  const std::vector<int> ports = exposer_->GetListeningPorts();
+  return ports.empty() ? 0 : ports.front();
+}
+
+}  // namespace embergate::server
