@@ -12,6 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "engine/model/language_model.h"
+#include "engine/model/step_profile.h"
 #include "engine/thread_pool.h"
 #include "storage/gguf_file.h"
 #include "storage/row_store.h"
@@ -29,8 +30,8 @@ struct DecoderOptions {
   int step_tokens_max = 256;  // tokens of one step, all sequences together
   int logit_rows_max = 0;     // positions with logits per step; 0 = slots_max
   KvType kv_type = KvType::kAuto;
-  bool table_resident = false;  // keep the per-layer embedding table in DRAM (for comparisons; needs gigabytes)
-  storage::RowStoreOptions rows;
+  bool table_resident = false;     // keep the per-layer embedding table in DRAM (for comparisons; needs gigabytes)
+  storage::RowStoreOptions rows;   // its ticket and row bounds follow from the limits above
   uint64_t dram_budget_bytes = 0;  // 0 = none. Load refuses a model whose Plan, plus `dram_reserved_bytes`, exceeds it
   uint64_t dram_reserved_bytes = 0;  // what the process needs besides the model
 };
@@ -48,6 +49,7 @@ struct ModelInfo {
   uint64_t file_bytes = 0;
   uint64_t table_bytes = 0;  // the per-layer embedding table, on flash
   std::string weight_types;  // "Q4_0 187, F16 2, F32 210": tensors in use by type
+  int tensors_skipped = 0;   // in the file but of no use to a text decoder: vision and audio towers, unused k and v
 };
 
 class DecoderModel : public LanguageModel {
@@ -67,6 +69,14 @@ class DecoderModel : public LanguageModel {
 
   virtual const ModelInfo& info() const = 0;
   virtual storage::RowStoreStats RowStats() const = 0;  // any thread
+  // Where the time of all steps so far went, and what they read and multiplied; engine thread.
+  virtual const StepProfile& profile() const = 0;
+  virtual void ResetProfile() = 0;
+
+  // For tests and debugging: `probe` (null = none; borrowed) sees named intermediate values of each step. `layer`
+  // counts from 0; values are [tokens, width] of the tokens that the layer computes.
+  using Probe = std::function<void(const char* name, int layer, const float* values, int tokens, int64_t width)>;
+  virtual void SetProbe(const Probe* probe) = 0;
 };
 
 }  // namespace embergate::engine

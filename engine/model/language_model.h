@@ -76,6 +76,12 @@ class LanguageModel {
   // Starts the flash reads for tokens of a coming Step and returns at once. A model without a table on flash
   // returns an invalid ticket. ReleaseRows is for a ticket that no Step will consume (Step releases the others).
   virtual absl::StatusOr<storage::RowTicket> PrefetchRows(absl::Span<const int32_t> tokens) = 0;
+  // For a chunk without logits a model may read less of each row: say so with PrefetchChunkRows, whose ticket then
+  // serves no chunk that wants more.
+  virtual absl::StatusOr<storage::RowTicket> PrefetchChunkRows(absl::Span<const int32_t> tokens,
+                                                               LogitsWanted /*logits*/) {
+    return PrefetchRows(tokens);
+  }
   virtual void ReleaseRows(storage::RowTicket ticket) = 0;
 
   // Computes all chunks together. `logits` gets one row of vocab_size floats (after the softcap) for each position

@@ -1,0 +1,216 @@
+#include "engine/model/layers.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "engine/kernels/kernels.h"
+#include "engine/model/rope.h"
+
+namespace embergate::engine {
+namespace {
+
+// gate' = max(0, gate - (mean + scale * std)), population std over the n values. Eight partial sums, so that the
+// compiler may use vector registers and the order is the same for every token.
+void CutGate(float* gate, int64_t n, float scale) {
+  constexpr int kLanes = 8;
+  double sums[kLanes] = {};
+  for (int64_t i = 0; i < n; ++i) {
+    sums[i % kLanes] += gate[i];
+  }
+  double mean = 0;
+  for (const double sum : sums) {
+    mean += sum;
+  }
+  mean /= static_cast<double>(n);
+  double squares[kLanes] = {};
+  for (int64_t i = 0; i < n; ++i) {
+    const double difference = gate[i] - mean;
+    squares[i % kLanes] += difference * difference;
+  }
+  double variance = 0;
+  for (const double square : squares) {
+    variance += square;
+  }
+  variance /= static_cast<double>(n);
+  const float cut = static_cast<float>(mean) + scale * static_cast<float>(std::sqrt(variance));
+  for (int64_t i = 0; i < n; ++i) {
+    gate[i] = std::max(0.0f, gate[i] - cut);
+  }
+}
+
+const float* AnglesOf(const ForwardContext& ctx, const LayerConfig& layer, int token) {
+  const AlignedBuffer<float>& angles = layer.sliding ? ctx.act.rope_sliding : ctx.act.rope_full;
+  return angles.data() + int64_t{token} * layer.head_dim;
+}
+
+}  // namespace
+
+void ForwardContext::ForTokens(int tokens, absl::FunctionRef<void(int token, int worker)> fn) const {
+  pool.ParallelFor(tokens, 1, [&](int64_t begin, int64_t end, int worker) {
+    for (int64_t token = begin; token < end; ++token) {
+      fn(static_cast<int>(token), worker);
+    }
+  });
+}
+
+void ForwardContext::Product(const Matrix& w, int n, float* y) const {
+  MatMul(w, act.input, y, w.rows(), pool);
+  profile.multiply_adds += static_cast<uint64_t>(w.rows() * w.cols() * n);
+  profile.weight_bytes += w.resident_bytes();
+}
+
+void EmbedTokens(const ForwardContext& ctx, absl::Span<const StepToken> tokens, float* x) {
+  const int64_t d = ctx.config.hidden;
+  const float scale = std::sqrt(static_cast<float>(d));
+  ctx.ForTokens(static_cast<int>(tokens.size()), [&](int t, int) {
+    ctx.weights.embedding.DequantizeRowTo(tokens[t].id, x + t * d);
+    Scale(x + t * d, scale, d, x + t * d);
+  });
+  ctx.profile.Mark(StepOp::kEmbed);
+}
+
+void ComputeAngles(const ForwardContext& ctx, absl::Span<const StepToken> tokens) {
+  ctx.ForTokens(static_cast<int>(tokens.size()), [&](int t, int) {
+    const auto fill = [&](const std::vector<float>& frequencies, float* angles) {
+      const size_t half = frequencies.size();
+      RopeAngles(frequencies, tokens[t].position, angles + t * 2 * half, angles + t * 2 * half + half);
+    };
+    fill(ctx.frequencies_full, ctx.act.rope_full.data());
+    fill(ctx.frequencies_sliding, ctx.act.rope_sliding.data());
+  });
+  ctx.profile.Mark(StepOp::kPrepare);
+}
+
+void NormTokens(const ForwardContext& ctx, const float* x, const Vector& w, int n, float* out) {
+  const int64_t d = ctx.config.hidden;
+  ctx.ForTokens(n, [&](int t, int) { RmsNorm(x + t * d, w.data(), d, ctx.config.rms_eps, out + t * d); });
+  ctx.profile.Mark(StepOp::kNorm);
+}
+
+void StoreKeysAndValues(const ForwardContext& ctx, int index, absl::Span<const StepToken> tokens) {
+  const LayerConfig& layer = ctx.config.layers[index];
+  const LayerWeights& w = ctx.weights.layers[index];
+  const int n = static_cast<int>(tokens.size());
+  const int64_t width = int64_t{layer.kv_heads} * layer.head_dim;
+  ctx.act.input.Set(ctx.act.normed.data(), n, ctx.config.hidden, ctx.config.hidden);
+  ctx.Product(w.k, n, ctx.act.k.data());
+  if (!w.value_is_key) {
+    ctx.Product(w.v, n, ctx.act.v.data());
+  }
+  ctx.profile.Mark(StepOp::kQkv);
+  ctx.ForTokens(n, [&](int t, int) {
+    const float* angles = AnglesOf(ctx, layer, t);
+    float* k = ctx.act.k.data() + t * width;
+    float* v = ctx.act.v.data() + t * width;
+    const float* v_from = w.value_is_key ? k : v;  // the raw projection, before k's norm
+    const int64_t dim = layer.head_dim;
+    for (int head = 0; head < layer.kv_heads; ++head) {
+      RmsNorm(v_from + head * dim, nullptr, dim, ctx.config.rms_eps, v + head * dim);
+      RmsNorm(k + head * dim, w.k_norm.data(), dim, ctx.config.rms_eps, k + head * dim);
+      RotateHalf(k + head * dim, angles, angles + dim / 2, dim);
+    }
+    ctx.kv.Store(index, tokens[t].slot, tokens[t].position, k, v);
+  });
+  ctx.profile.Mark(StepOp::kRopeStore);
+}
+
+void AttendTokens(const ForwardContext& ctx, int index, absl::Span<const StepToken> tokens, bool input_set) {
+  const LayerConfig& layer = ctx.config.layers[index];
+  const LayerWeights& w = ctx.weights.layers[index];
+  const int n = static_cast<int>(tokens.size());
+  const int64_t dim = layer.head_dim;
+  const int64_t width = ctx.config.heads * dim;
+  if (!input_set) {
+    ctx.act.input.Set(ctx.act.normed.data(), n, ctx.config.hidden, ctx.config.hidden);
+  }
+  ctx.Product(w.q, n, ctx.act.q.data());
+  ctx.profile.Mark(StepOp::kQkv);
+  ctx.ForTokens(n, [&](int t, int) {
+    const float* angles = AnglesOf(ctx, layer, t);
+    for (int head = 0; head < ctx.config.heads; ++head) {
+      float* q = ctx.act.q.data() + t * width + head * dim;
+      RmsNorm(q, w.q_norm.data(), dim, ctx.config.rms_eps, q);
+      RotateHalf(q, angles, angles + dim / 2, dim);
+    }
+  });
+  ctx.profile.Mark(StepOp::kRopeStore);
+  Attention(ctx.config, layer, ctx.kv, tokens, ctx.act.q.data(), ctx.act.attention.data(), width,
+            ctx.act.attention_scratch, ctx.pool);
+  for (const StepToken& token : tokens) {
+    const int keys = layer.sliding ? std::min(token.position + 1, ctx.config.window) : token.position + 1;
+    ctx.profile.multiply_adds += 2 * static_cast<uint64_t>(keys) * static_cast<uint64_t>(width);
+  }
+  ctx.profile.Mark(StepOp::kAttention);
+  ctx.act.input.Set(ctx.act.attention.data(), n, width, width);
+  ctx.Product(w.o, n, ctx.act.branch.data());
+  ctx.profile.Mark(StepOp::kAttentionOut);
+  ctx.See("attn_out", index, ctx.act.branch.data(), n, ctx.config.hidden);
+}
+
+void FeedForward(const ForwardContext& ctx, int index, int n) {
+  const LayerConfig& layer = ctx.config.layers[index];
+  const LayerWeights& w = ctx.weights.layers[index];
+  const int64_t width = layer.feed_forward;
+  ctx.act.input.Set(ctx.act.normed.data(), n, ctx.config.hidden, ctx.config.hidden);
+  ctx.Product(w.gate, n, ctx.act.gate.data());
+  ctx.Product(w.up, n, ctx.act.up.data());
+  ctx.profile.Mark(StepOp::kGateUp);
+  ctx.ForTokens(n, [&](int t, int) {
+    float* gate = ctx.act.gate.data() + t * width;
+    if (layer.sparsity_scale > -std::numeric_limits<float>::infinity()) {
+      CutGate(gate, width, layer.sparsity_scale);
+    }
+    GeluTanhMul(gate, ctx.act.up.data() + t * width, width, gate);
+  });
+  ctx.profile.Mark(StepOp::kActivation);
+  ctx.act.input.Set(ctx.act.gate.data(), n, width, width);
+  ctx.Product(w.down, n, ctx.act.branch.data());
+  ctx.profile.Mark(StepOp::kDown);
+  ctx.See("mlp_out", index, ctx.act.branch.data(), n, ctx.config.hidden);
+}
+
+void PleUpdate(const ForwardContext& ctx, int index, const float* x, int n) {
+  const LayerWeights& w = ctx.weights.layers[index];
+  const int64_t width = ctx.config.ple_width;
+  const int64_t d = ctx.config.hidden;
+  ctx.act.input.Set(x, n, d, d);
+  ctx.Product(w.ple_gate, n, ctx.act.ple_gate.data());
+  ctx.ForTokens(n, [&](int t, int) {
+    float* gate = ctx.act.ple_gate.data() + t * width;
+    GeluTanhMul(gate, ctx.ple.At(index, t), width, gate);
+  });
+  ctx.act.input.Set(ctx.act.ple_gate.data(), n, width, width);
+  ctx.Product(w.ple_projection, n, ctx.act.ple_update.data());
+  ctx.See("ple_proj", index, ctx.act.ple_update.data(), n, d);
+  ctx.ForTokens(n, [&](int t, int) {
+    float* update = ctx.act.ple_update.data() + t * d;
+    RmsNorm(update, w.ple_post_norm.data(), d, ctx.config.rms_eps, update);
+  });
+  ctx.profile.Mark(StepOp::kPle);
+}
+
+void KeepWanted(const StepBatch& batch, float* x, int64_t width) {
+  for (int i = 0; i < batch.wanted_size(); ++i) {
+    if (batch.wanted[i] != i) {
+      std::memmove(x + i * width, x + batch.wanted[i] * width, static_cast<size_t>(width) * sizeof(float));
+    }
+  }
+}
+
+void OutputHead(const ForwardContext& ctx, const float* x, int n, float* logits) {
+  NormTokens(ctx, x, ctx.weights.output_norm, n, ctx.act.normed.data());
+  ctx.See("final_norm", 0, ctx.act.normed.data(), n, ctx.config.hidden);
+  ctx.act.input.Set(ctx.act.normed.data(), n, ctx.config.hidden, ctx.config.hidden);
+  ctx.Product(ctx.weights.head(), n, logits);
+  if (ctx.config.softcap > 0) {
+    constexpr int64_t kGrain = 8192;
+    ctx.pool.ParallelFor(int64_t{n} * ctx.config.vocab, kGrain, [&](int64_t begin, int64_t end, int) {
+      Softcap(logits + begin, ctx.config.softcap, end - begin);
+    });
+  }
+  ctx.profile.Mark(StepOp::kHead);
+}
+
+}  // namespace embergate::engine

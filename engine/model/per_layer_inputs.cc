@@ -1,0 +1,240 @@
+#include "engine/model/per_layer_inputs.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "engine/convert/gguf_keys.h"
+#include "engine/kernels/kernels.h"
+#include "storage/base/status_macros.h"
+
+namespace embergate::engine {
+namespace {
+
+// Bytes of a row that hold its first `elements` elements; rounds `elements` up to whole blocks.
+uint64_t PrefixBytes(storage::TensorType type, int64_t& elements) {
+  const storage::TensorTypeTraits& traits = storage::TraitsOf(type);
+  const int64_t blocks = (elements + traits.block_elements - 1) / traits.block_elements;
+  elements = blocks * traits.block_elements;
+  return static_cast<uint64_t>(blocks) * traits.block_bytes;
+}
+
+// Whether a chunk reads any row: one that wants no logits uses the common layers' part only.
+bool NeedsRows(const Chunk& chunk, int common_layers) {
+  return chunk.logits != LogitsWanted::kNone || common_layers > 0;
+}
+
+}  // namespace
+
+storage::RowStoreOptions PerLayerInputs::RowOptions(const DecoderOptions& options, const ModelLimits& limits) {
+  storage::RowStoreOptions rows = options.rows;
+  // A slot has at most the rows of the step being computed and those of its next one.
+  rows.tickets_max = 2 * limits.slots_max + 2;
+  rows.rows_per_ticket_max = limits.step_tokens_max;
+  rows.rows_pinned_max = 2 * limits.step_tokens_max;
+  return rows;
+}
+
+uint64_t PerLayerInputs::ScratchBytesFor(const ModelConfig& config, const ModelLimits& limits, int workers) {
+  const uint64_t width = config.ple_width;
+  const uint64_t rest_layers = config.layer_count() - config.common_layers();
+  return sizeof(float) * width *
+         (uint64_t{1} * limits.step_tokens_max * config.common_layers() + limits.logit_rows_max * rest_layers +
+          uint64_t{1} * workers * config.layer_count());
+}
+
+absl::StatusOr<std::unique_ptr<PerLayerInputs>> PerLayerInputs::Create(const storage::GgufFile& file,
+                                                                       const ModelConfig& config,
+                                                                       const DecoderOptions& options,
+                                                                       const ModelLimits& limits, ThreadPool& pool) {
+  auto inputs = std::unique_ptr<PerLayerInputs>(new PerLayerInputs(config, pool));
+  if (config.ple_width == 0) {
+    return inputs;
+  }
+  const storage::GgufTensor& table = *file.FindTensor(gguf::kPerLayerTokenEmbd);  // ReadModelConfig found it
+  inputs->type_ = table.type;
+  inputs->width_ = config.ple_width;
+  inputs->common_layers_ = config.common_layers();
+  inputs->rest_layers_ = config.layer_count() - config.common_layers();
+  inputs->row_bytes_ = table.row_bytes();
+  inputs->prefix_elements_ = int64_t{config.common_layers()} * config.ple_width;
+  inputs->prefix_bytes_ = PrefixBytes(table.type, inputs->prefix_elements_);
+  inputs->common_ =
+      AlignedBuffer<float>(size_t{1} * limits.step_tokens_max * config.common_layers() * config.ple_width);
+  inputs->rest_ = AlignedBuffer<float>(size_t{1} * limits.logit_rows_max * inputs->rest_layers_ * config.ple_width);
+  inputs->row_scratch_ = AlignedBuffer<float>(size_t{1} * pool.threads() * config.layer_count() * config.ple_width);
+  if (inputs->common_.refused() || inputs->rest_.refused() || inputs->row_scratch_.refused()) {
+    return absl::ResourceExhaustedError("no memory for the per-layer inputs; lower the tokens of a step");
+  }
+  inputs->row_ids_.reserve(limits.step_tokens_max);
+  if (options.table_resident) {
+    inputs->resident_ = AlignedBuffer<uint8_t>(table.bytes);
+    if (inputs->resident_.refused()) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat("no memory to keep the table of ", table.bytes, " bytes resident; leave it on flash"));
+    }
+    constexpr uint64_t kPieceBytes = 16u << 20;
+    for (uint64_t offset = 0; offset < table.bytes; offset += kPieceBytes) {
+      const uint64_t bytes = std::min(kPieceBytes, table.bytes - offset);
+      EMBERGATE_RETURN_IF_ERROR(
+          file.ReadTensor(table, offset, absl::MakeSpan(inputs->resident_.data() + offset, bytes)));
+    }
+    return inputs;
+  }
+  storage::TableSpec spec;
+  spec.path = file.shard_path(table.shard);
+  spec.file_offset = table.file_offset;
+  spec.row_bytes = table.row_bytes();
+  spec.row_count = table.rows();
+  EMBERGATE_ASSIGN_OR_RETURN(inputs->store_, storage::RowStore::Create({spec}, RowOptions(options, limits)));
+  return inputs;
+}
+
+absl::StatusOr<storage::RowTicket> PerLayerInputs::Prefetch(absl::Span<const int32_t> tokens, LogitsWanted logits) {
+  if (store_ == nullptr) {
+    return storage::RowTicket();
+  }
+  if (tokens.size() > row_ids_.capacity()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(tokens.size(), " tokens asked for; a step has at most ", row_ids_.capacity()));
+  }
+  row_ids_.clear();
+  for (const int32_t id : tokens) {
+    if (id < 0 || id >= config_.vocab) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("token id ", id, " is outside of the vocabulary of ", config_.vocab));
+    }
+    row_ids_.push_back(id < config_.ple_rows ? id : 0);
+  }
+  const bool prefix = logits == LogitsWanted::kNone && prefix_bytes_ > 0 && prefix_bytes_ < row_bytes_;
+  return store_->Submit(0, row_ids_, prefix ? prefix_bytes_ : 0);
+}
+
+void PerLayerInputs::Release(storage::RowTicket ticket) {
+  if (store_ != nullptr && ticket.valid()) {
+    store_->Release(ticket);
+  }
+}
+
+void PerLayerInputs::Submit(absl::Span<Chunk> chunks) {
+  joined_ = false;
+  for (Chunk& chunk : chunks) {
+    if (store_ == nullptr || chunk.rows.valid() || !NeedsRows(chunk, common_layers_)) {
+      continue;
+    }
+    absl::StatusOr<storage::RowTicket> ticket = Prefetch(chunk.tokens, chunk.logits);
+    if (ticket.ok()) {
+      chunk.rows = *ticket;
+    } else {
+      chunk.status = ticket.status();
+    }
+  }
+}
+
+void PerLayerInputs::Project(const StepBatch& batch, const Weights& weights, const float* embedding, float* gathered,
+                             MatMulInput& input, StepProfile& profile) {
+  if (width_ == 0) {
+    return;
+  }
+  const int64_t hidden = config_.hidden;
+  const auto product = [&](const Matrix& w, int tokens, float* out) {
+    MatMul(w, input, out, w.rows(), pool_);
+    profile.multiply_adds += static_cast<uint64_t>(w.rows() * w.cols() * tokens);
+    profile.weight_bytes += w.resident_bytes();
+  };
+  input.Set(embedding, batch.size(), hidden, hidden);
+  if (common_layers_ > 0) {
+    product(weights.ple_model_projection_common, batch.size(), common_.data());
+  }
+  if (batch.wanted_size() > 0) {
+    if (batch.wanted_size() < batch.size()) {
+      for (int i = 0; i < batch.wanted_size(); ++i) {
+        std::memcpy(gathered + i * hidden, embedding + batch.wanted[i] * hidden, hidden * sizeof(float));
+      }
+      input.Set(gathered, batch.wanted_size(), hidden, hidden);
+    }
+    product(weights.ple_model_projection_rest, batch.wanted_size(), rest_.data());
+  }
+  profile.Mark(StepOp::kPleProjection);
+}
+
+// q[l] = (norm(c[l] * d^(-1/2); g) + t[l] * sqrt(p)) * 2^(-1/2), in place of c; t = the token's row.
+void PerLayerInputs::SumToken(const StepToken& token, int index, const uint8_t* row, const Vector& norm,
+                              float* scratch) {
+  const float projection_scale = 1.0f / std::sqrt(static_cast<float>(config_.hidden));
+  const float row_scale = std::sqrt(static_cast<float>(width_));
+  const float sum_scale = std::sqrt(0.5f);
+  const auto sum = [&](float* c, const float* t, int layers) {
+    for (int l = 0; l < layers; ++l, c += width_, t += width_) {
+      Scale(c, projection_scale, width_, c);
+      RmsNorm(c, norm.data(), width_, config_.rms_eps, c);
+      AddScaled(c, t, row_scale, width_, c);
+      Scale(c, sum_scale, width_, c);
+    }
+  };
+  const int64_t common_values = int64_t{common_layers_} * width_;
+  const int64_t rest_values = int64_t{rest_layers_} * width_;
+  DequantizeRow(type_, row, token.wanted >= 0 ? common_values + rest_values : prefix_elements_, scratch);
+  sum(common_.data() + index * common_values, scratch, common_layers_);
+  if (token.wanted >= 0) {
+    sum(rest_.data() + token.wanted * rest_values, scratch + common_values, rest_layers_);
+  }
+}
+
+void PerLayerInputs::Join(const StepBatch& batch, absl::Span<Chunk> chunks, const Weights& weights,
+                          StepProfile& profile) {
+  if (joined_ || width_ == 0) {
+    return;
+  }
+  joined_ = true;
+  if (store_ != nullptr) {
+    for (Chunk& chunk : chunks) {
+      if (!chunk.rows.valid() || !chunk.status.ok()) {
+        continue;
+      }
+      const absl::Status status = store_->Wait(chunk.rows);
+      if (!status.ok()) {
+        chunk.status = absl::Status(status.code(),
+                                    absl::StrCat("reading the per-layer embeddings of a sequence: ", status.message()));
+        continue;
+      }
+      const uint64_t needed = chunk.logits == LogitsWanted::kNone ? prefix_bytes_ : row_bytes_;
+      if (store_->Row(chunk.rows, chunk.tokens.size() - 1).size() < needed) {
+        chunk.status =
+            absl::InvalidArgumentError("rows were prefetched for a chunk without logits, but logits are wanted");
+      }
+    }
+  }
+  profile.Mark(StepOp::kRowWait);
+  pool_.ParallelFor(batch.size(), 1, [&](int64_t begin, int64_t end, int worker) {
+    float* scratch = row_scratch_.data() + int64_t{worker} * config_.layer_count() * width_;
+    for (int64_t i = begin; i < end; ++i) {
+      const StepToken& token = batch.tokens[i];
+      const Chunk& chunk = chunks[token.chunk];
+      if (!chunk.status.ok() || !NeedsRows(chunk, common_layers_)) {
+        continue;
+      }
+      const uint8_t* row = store_ == nullptr
+                               ? resident_.data() + (token.id < config_.ple_rows ? token.id : 0) * row_bytes_
+                               : store_->Row(chunk.rows, token.position - chunk.start).data();
+      SumToken(token, static_cast<int>(i), row, weights.ple_projection_norm, scratch);
+    }
+  });
+  Abandon(chunks);
+  profile.Mark(StepOp::kPleRows);
+}
+
+void PerLayerInputs::Abandon(absl::Span<Chunk> chunks) {
+  for (Chunk& chunk : chunks) {
+    Release(chunk.rows);
+    chunk.rows = storage::RowTicket();
+  }
+}
+
+storage::RowStoreStats PerLayerInputs::Stats() const {
+  return store_ == nullptr ? storage::RowStoreStats() : store_->Snapshot();
+}
+
+}  // namespace embergate::engine
