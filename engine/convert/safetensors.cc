@@ -13,8 +13,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "engine/convert/half.h"
 #include "engine/convert/json_file.h"
+#include "engine/kernels/float16.h"
 #include "nlohmann/json.hpp"
 #include "storage/base/status_macros.h"
 
@@ -393,7 +393,7 @@ absl::Status SafetensorsFile::ReadFloats(const SafetensorsTensor& tensor, uint64
   for (size_t i = 0; i < out.size(); ++i) {
     uint16_t half = 0;
     std::memcpy(&half, halves + i * sizeof(half), sizeof(half));
-    const float value = bf16 ? Bf16ToF32(half) : F16ToF32(half);
+    const float value = bf16 ? Bfloat16ToFloat(half) : HalfToFloat(half);
     std::memcpy(bytes + i * sizeof(value), &value, sizeof(value));
   }
   return absl::OkStatus();

@@ -1,0 +1,330 @@
+#include "engine/convert/converter.h"
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <limits>
+#include <memory>
+#include <mutex>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "engine/convert/gguf_keys.h"
+#include "engine/convert/json_file.h"
+#include "engine/convert/quantize.h"
+#include "engine/kernels/kernels.h"
+#include "engine/thread_pool.h"
+#include "storage/base/status_macros.h"
+#include "storage/gguf_writer.h"
+
+namespace embergate::engine {
+
+using storage::GgufWriter;
+using storage::TensorType;
+
+namespace {
+
+// Elements in memory at once: 16 MiB of output at f32, plus one row of f32 twice per thread.
+constexpr uint64_t kPieceElements = 4u << 20;
+constexpr uint64_t kConfigBytesMax = 16u << 20;
+
+bool IsQuantized(TensorType type) {
+  return type != TensorType::kF32 && type != TensorType::kF16 && type != TensorType::kBF16;
+}
+
+TensorTypes ResolveTypes(const ConvertOptions& options) {
+  const bool four_bit = options.weights == TensorType::kQ4_0 || options.weights == TensorType::kQ4_K;
+  TensorTypes types;
+  types.weights = options.weights;
+  types.embeddings = options.embeddings.value_or(four_bit ? TensorType::kQ6_K : options.weights);
+  types.ple = options.ple.value_or(IsQuantized(options.weights) ? TensorType::kQ8_0 : options.weights);
+  return types;
+}
+
+// One value if all are equal, else one per layer.
+void AddPerLayer(GgufWriter& writer, const std::string& key, const std::vector<int64_t>& values) {
+  if (std::all_of(values.begin(), values.end(), [&](int64_t value) { return value == values[0]; })) {
+    writer.AddUint32(key, static_cast<uint32_t>(values[0]));
+    return;
+  }
+  const std::vector<int32_t> ints(values.begin(), values.end());
+  writer.AddInt32s(key, ints);
+}
+
+void AddKeys(const HfConfig& config, const GenerationDefaults& generation, const ConvertOptions& options,
+             const std::string& name, GgufWriter& writer) {
+  const bool gemma4 = config.family == ModelFamily::kGemma4;
+  const char* arch = gemma4 ? gguf::kGemma4 : gguf::kGemma3n;
+  writer.AddString(gguf::kArchitecture, arch);
+  writer.AddString(gguf::kType, "model");
+  writer.AddString(gguf::kName, name);
+  writer.AddUint32(gguf::kFileType, FileTypeOf(options.weights));
+  writer.AddUint32(gguf::kQuantizationVersion, 2);
+
+  const auto key = [&](const char* suffix) { return gguf::ArchKey(arch, suffix); };
+  const auto add = [&](const char* suffix, int64_t value) {
+    writer.AddUint32(key(suffix), static_cast<uint32_t>(value));
+  };
+  add(gguf::kContextLength, config.context_length);
+  add(gguf::kEmbeddingLength, config.hidden_size);
+  add(gguf::kBlockCount, config.layers);
+  add(gguf::kVocabSize, config.vocab_size);
+  AddPerLayer(writer, key(gguf::kFeedForwardLength), config.ffn_length);
+  add(gguf::kHeadCount, config.heads);
+  AddPerLayer(writer, key(gguf::kHeadCountKv), config.kv_heads);
+  add(gguf::kKeyLength, config.head_dim_full);
+  add(gguf::kValueLength, config.head_dim_full);
+  writer.AddFloat(key(gguf::kRmsEpsilon), static_cast<float>(config.rms_epsilon));
+  add(gguf::kSlidingWindow, config.sliding_window);
+  writer.AddBools(key(gguf::kSlidingWindowPattern), config.sliding);
+  add(gguf::kSharedKvLayers, config.shared_kv_layers);
+  add(gguf::kPleLength, config.ple_width);
+  writer.AddFloat(key(gguf::kRopeFreqBase), static_cast<float>(config.rope_theta_full));
+  writer.AddFloat(key(gguf::kRopeFreqBaseSwa), static_cast<float>(config.rope_theta_sliding));
+  writer.AddFloat(key(gguf::kFinalLogitSoftcapping), static_cast<float>(config.softcap));
+  if (gemma4) {
+    add(gguf::kKeyLengthSwa, config.head_dim_sliding);
+    add(gguf::kValueLengthSwa, config.head_dim_sliding);
+    add(gguf::kRopeDimensionCount, config.head_dim_full);
+    add(gguf::kRopeDimensionCountSwa, config.head_dim_sliding);
+  } else {
+    add(gguf::kAltupActiveIndex, config.altup_active);
+    add(gguf::kAltupInputs, config.altup_inputs);
+    std::vector<float> scale;
+    for (double sparsity : config.activation_sparsity) {
+      scale.push_back(sparsity > 0 ? static_cast<float>(NormalQuantile(sparsity))
+                                   : -std::numeric_limits<float>::infinity());
+    }
+    writer.AddFloats(key(gguf::kActivationSparsityScale), scale);
+  }
+  if (config.ple_width > 0) {
+    writer.AddUint32(gguf::kPleRows, static_cast<uint32_t>(std::min(config.ple_rows, config.vocab_size)));
+  }
+  const std::vector<int32_t>& eos_ids = generation.eos_ids.empty() ? config.eos_ids : generation.eos_ids;
+  if (!eos_ids.empty()) {
+    writer.AddInt32s(gguf::kEosTokenIds, eos_ids);
+  }
+  if (generation.temperature.has_value()) {
+    writer.AddFloat(gguf::kSamplingTemperature, static_cast<float>(*generation.temperature));
+  }
+  if (generation.top_k.has_value()) {
+    writer.AddUint32(gguf::kSamplingTopK, static_cast<uint32_t>(*generation.top_k));
+  }
+  if (generation.top_p.has_value()) {
+    writer.AddFloat(gguf::kSamplingTopP, static_cast<float>(*generation.top_p));
+  }
+}
+
+// What a group of tensors lost, summed over its elements.
+struct ErrorSums {
+  double error = 0;   // of (stored - source)^2
+  double source = 0;  // of source^2
+};
+
+// Reads, converts and appends tensors, a piece of rows at a time; the rows of a piece are shared out to the pool.
+class TensorStream {
+ public:
+  TensorStream(GgufWriter& writer, ThreadPool& pool, const std::function<void(uint64_t, uint64_t)>& progress)
+      : writer_(writer), pool_(pool), progress_(progress), scratch_(pool.threads()) {}
+
+  absl::Status Write(const PlannedTensor& tensor, ErrorSums* sums) {
+    const uint64_t cols = tensor.cols();
+    const uint64_t rows = tensor.rows();
+    const std::optional<uint64_t> row_bytes = storage::BytesOf(tensor.type, cols);
+    if (!row_bytes.has_value()) {
+      return absl::InternalError(absl::StrCat("tensor ", tensor.name, ": type does not fit its width"));
+    }
+    const uint64_t piece_rows = std::max<uint64_t>(1, std::min(rows, kPieceElements / cols));
+    out_.resize(piece_rows * *row_bytes);
+    row_sums_.resize(piece_rows);
+    for (uint64_t first = 0; first < rows; first += piece_rows) {
+      const uint64_t count = std::min(piece_rows, rows - first);
+      EMBERGATE_RETURN_IF_ERROR(ConvertRows(tensor, first, count, *row_bytes));
+      for (uint64_t i = 0; i < count; ++i) {  // in order: the sum does not depend on the threads
+        sums->error += row_sums_[i].error;
+        sums->source += row_sums_[i].source;
+      }
+      EMBERGATE_RETURN_IF_ERROR(writer_.AppendData(absl::MakeConstSpan(out_.data(), count * *row_bytes)));
+      if (progress_) {
+        progress_(writer_.written_bytes(), writer_.total_bytes());
+      }
+    }
+    return absl::OkStatus();
+  }
+
+ private:
+  struct Scratch {
+    std::vector<float> source;
+    std::vector<float> stored;
+  };
+
+  absl::Status ConvertRows(const PlannedTensor& tensor, uint64_t first, uint64_t count, uint64_t row_bytes) {
+    const int64_t grain = std::max<int64_t>(1, 65536 / static_cast<int64_t>(tensor.cols()));
+    absl::Status status;
+    std::mutex mutex;
+    pool_.ParallelFor(static_cast<int64_t>(count), grain, [&](int64_t begin, int64_t end, int worker) {
+      for (int64_t i = begin; i < end; ++i) {
+        absl::Status row_status =
+            ConvertRow(tensor, first + i, out_.data() + i * row_bytes, scratch_[worker], &row_sums_[i]);
+        if (!row_status.ok()) {
+          const std::lock_guard<std::mutex> lock(mutex);
+          if (status.ok()) {
+            status = std::move(row_status);
+          }
+          return;
+        }
+      }
+    });
+    return status;
+  }
+
+  static absl::Status ReadRow(const PlannedTensor& tensor, uint64_t row, absl::Span<float> out) {
+    if (tensor.parts.empty()) {
+      std::copy_n(tensor.constant.begin() + row * out.size(), out.size(), out.begin());
+      return absl::OkStatus();
+    }
+    if (row >= tensor.rows() - tensor.padding_rows) {
+      row = 0;
+    }
+    for (const SafetensorsFolder::Entry& part : tensor.parts) {
+      const uint64_t part_rows = part.tensor->elements / out.size();
+      if (row < part_rows) {
+        return part.file->ReadFloats(*part.tensor, row * out.size(), out);
+      }
+      row -= part_rows;
+    }
+    return absl::InternalError(absl::StrCat("tensor ", tensor.name, ": row without a source"));
+  }
+
+  static absl::Status ConvertRow(const PlannedTensor& tensor, uint64_t row, uint8_t* out, Scratch& scratch,
+                                 ErrorSums* sums) {
+    const uint64_t cols = tensor.cols();
+    scratch.source.resize(cols);
+    scratch.stored.resize(cols);
+    EMBERGATE_RETURN_IF_ERROR(ReadRow(tensor, row, absl::MakeSpan(scratch.source)));
+    EMBERGATE_RETURN_IF_ERROR(QuantizeRow(tensor.type, scratch.source.data(), static_cast<int64_t>(cols), out));
+    DequantizeRow(tensor.type, out, static_cast<int64_t>(cols), scratch.stored.data());
+    *sums = ErrorSums();
+    for (uint64_t i = 0; i < cols; ++i) {
+      const double source = scratch.source[i];
+      const double error = scratch.stored[i] - source;
+      sums->source += source * source;
+      sums->error += error * error;
+    }
+    if (!std::isfinite(sums->source) || !std::isfinite(sums->error)) {
+      return absl::DataLossError(absl::StrCat(
+          "tensor ", tensor.name, ", row ", row, ": ",
+          std::isfinite(sums->source)
+              ? absl::StrCat("a value is beyond ", storage::TraitsOf(tensor.type).name, "; convert to bf16")
+              : std::string("the checkpoint holds a value that is not finite; fetch it again")));
+    }
+    return absl::OkStatus();
+  }
+
+  GgufWriter& writer_;
+  ThreadPool& pool_;
+  const std::function<void(uint64_t, uint64_t)>& progress_;
+  std::vector<Scratch> scratch_;  // one per worker
+  std::vector<uint8_t> out_;
+  std::vector<ErrorSums> row_sums_;
+};
+
+std::string FolderName(const std::string& folder) {
+  std::filesystem::path path = std::filesystem::path(folder).lexically_normal();
+  if (path.filename().empty()) {
+    path = path.parent_path();
+  }
+  const std::string name = path.filename().string();
+  return name.empty() || name == "." || name == ".." ? "model" : name;
+}
+
+// generation_config.json is optional.
+absl::StatusOr<GenerationDefaults> ReadGenerationDefaults(const std::string& folder) {
+  const absl::StatusOr<nlohmann::json> json =
+      ReadJsonFile(absl::StrCat(folder, "/generation_config.json"), kConfigBytesMax);
+  if (absl::IsNotFound(json.status())) {
+    return GenerationDefaults();
+  }
+  EMBERGATE_RETURN_IF_ERROR(json.status());
+  return ParseGenerationConfig(*json);
+}
+
+}  // namespace
+
+uint32_t FileTypeOf(TensorType weights) {
+  switch (weights) {
+    case TensorType::kF32:
+      return 0;
+    case TensorType::kF16:
+      return 1;
+    case TensorType::kQ4_0:
+      return 2;
+    case TensorType::kQ8_0:
+      return 7;
+    case TensorType::kQ4_K:
+      return 14;
+    case TensorType::kQ6_K:
+      return 18;
+    case TensorType::kBF16:
+      return 32;
+    default:
+      return 1024;  // "guessed": readers then look at the tensors
+  }
+}
+
+absl::StatusOr<ConvertSummary> ConvertCheckpoint(const std::string& folder, const std::string& out,
+                                                 const ConvertOptions& options) {
+  const TensorTypes types = ResolveTypes(options);
+  for (TensorType type : {types.weights, types.embeddings, types.ple}) {
+    if (!IsWritableType(type)) {
+      return absl::InvalidArgumentError(absl::StrCat("weights cannot be written as ", storage::TraitsOf(type).name));
+    }
+  }
+  const auto note = [&](const std::string& line) {
+    if (options.note) {
+      options.note(line);
+    }
+  };
+  EMBERGATE_ASSIGN_OR_RETURN(const nlohmann::json config_json,
+                             ReadJsonFile(absl::StrCat(folder, "/config.json"), kConfigBytesMax));
+  EMBERGATE_ASSIGN_OR_RETURN(const HfConfig config, ParseHfConfig(config_json));
+  EMBERGATE_ASSIGN_OR_RETURN(const GenerationDefaults generation, ReadGenerationDefaults(folder));
+  EMBERGATE_ASSIGN_OR_RETURN(const std::unique_ptr<SafetensorsFolder> source, SafetensorsFolder::Open(folder));
+  EMBERGATE_ASSIGN_OR_RETURN(const TensorPlan plan, PlanTensors(config, *source, types, options.keep_unused_kv));
+  for (const std::string& line : plan.notes) {
+    note(line);
+  }
+
+  ConvertSummary summary;
+  summary.architecture = config.family == ModelFamily::kGemma4 ? gguf::kGemma4 : gguf::kGemma3n;
+  EMBERGATE_ASSIGN_OR_RETURN(const std::unique_ptr<GgufWriter> writer, GgufWriter::Create(out));
+  AddKeys(config, generation, options, options.name.empty() ? FolderName(folder) : options.name, *writer);
+  for (const PlannedTensor& tensor : plan.tensors) {
+    EMBERGATE_RETURN_IF_ERROR(writer->AddTensor(tensor.name, tensor.type, tensor.dims, tensor.align));
+  }
+  EMBERGATE_RETURN_IF_ERROR(writer->BeginData());
+
+  ThreadPool pool(options.threads);
+  TensorStream stream(*writer, pool, options.progress);
+  std::map<TensorGroup, std::pair<GroupSummary, ErrorSums>> groups;
+  for (const PlannedTensor& tensor : plan.tensors) {
+    auto& [group, sums] = groups[tensor.group];
+    EMBERGATE_RETURN_IF_ERROR(stream.Write(tensor, &sums));
+    const uint64_t elements = tensor.rows() * tensor.cols();
+    group.elements += elements;
+    group.bytes += *storage::BytesOf(tensor.type, elements);
+    ++group.types[std::string(storage::TraitsOf(tensor.type).name)];
+    summary.parameters += tensor.constant.empty() ? elements - tensor.padding_rows * tensor.cols() : 0;
+  }
+  EMBERGATE_RETURN_IF_ERROR(writer->Finish());
+  summary.file_bytes = writer->total_bytes();
+  for (auto& [id, entry] : groups) {
+    auto& [group, sums] = entry;
+    group.name = TensorGroupName(id);
+    group.rms_error = sums.source > 0 ? std::sqrt(sums.error / sums.source) : 0.0;
+    summary.groups.push_back(std::move(group));
+  }
+  return summary;
+}
+
+}  // namespace embergate::engine

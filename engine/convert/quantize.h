@@ -1,0 +1,23 @@
+// Rows of f32 to the block formats that `convert` writes; QuantizeRow itself is declared in engine/kernels/kernels.h.
+//
+// Quality: the scale of a block is searched, not just taken from its largest element, so that the weighted squared
+// error is what the stock quantiser reaches (tests compare the RMS error per type with its published figures).
+#ifndef EMBERGATE_ENGINE_CONVERT_QUANTIZE_H_
+#define EMBERGATE_ENGINE_CONVERT_QUANTIZE_H_
+
+#include <cstdint>
+
+#include "storage/tensor_type.h"
+
+namespace embergate::engine {
+
+// Whether QuantizeRow writes this type.
+bool IsWritableType(storage::TensorType type);
+
+// The type that a matrix with rows of `cols` elements takes when `wanted` was asked for: `wanted`, or the next one
+// whose blocks fit the width (Q4_K -> Q4_0, Q6_K -> Q8_0, then F16).
+storage::TensorType FittingType(storage::TensorType wanted, uint64_t cols);
+
+}  // namespace embergate::engine
+
+#endif  // EMBERGATE_ENGINE_CONVERT_QUANTIZE_H_
