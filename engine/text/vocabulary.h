@@ -15,6 +15,10 @@
 
 namespace embergate::engine {
 
+inline constexpr size_t kPieceBytesMax = 1024;  // the longest of Gemma's have about 150
+inline constexpr size_t kTokensMax = (1u << 21) - 1;
+inline constexpr size_t kMergesMax = (1u << 22) - 2;
+
 enum class TokenType : int32_t { kNormal = 1, kUnknown = 2, kControl = 3, kUserDefined = 4, kUnused = 5, kByte = 6 };
 
 struct Vocabulary {
@@ -35,6 +39,10 @@ struct Vocabulary {
   std::string chat_template;
 };
 
+// Every function that makes a vocabulary types the pieces which carry the chat format ("<|turn>", "<start_of_turn>",
+// "<unused7>", ...) as kControl, whatever the source says: published files type some of them as user-defined, which
+// would let a user's text forge them. AddVocabularyToGguf writes those back as other readers of GGUF want them.
+
 // NOT_FOUND if the file has no tokenizer; INVALID_ARGUMENT for lists that disagree, naming the key.
 absl::StatusOr<Vocabulary> VocabularyFromGguf(const storage::GgufFile& file);
 void AddVocabularyToGguf(const Vocabulary& vocabulary, storage::GgufWriter& writer);
@@ -43,8 +51,15 @@ absl::StatusOr<Vocabulary> VocabularyFromTokenizerJson(absl::string_view json, a
 // `bytes` is a SentencePiece tokenizer.model (a protobuf, parsed by hand: see the .cc). `config_json` as above.
 absl::StatusOr<Vocabulary> VocabularyFromSentencePiece(absl::string_view bytes, absl::string_view config_json);
 // From a Hugging Face folder: tokenizer.json if there, else tokenizer.model. `family` ("gemma4" or "gemma3n") picks
-// the GGUF kind where the source allows both. NOT_FOUND if the folder has neither.
+// the GGUF kind where the source allows both. NOT_FOUND if the folder has neither. Also takes chat_template.jinja and
+// the end-of-sequence ids of generation_config.json from there.
 absl::StatusOr<Vocabulary> VocabularyFromFolder(const std::string& folder, absl::string_view family);
+
+// Changes between the kinds "gemma4" and "llama" in place: scores from the order of merges, or merges from scores
+// (every split of a piece into two pieces, better scores first, as Hugging Face's converter makes them).
+absl::Status ConvertVocabularyKind(absl::string_view kind, Vocabulary& vocabulary);
+// Whether a piece belongs to the chat format or is a reserved one, by its spelling.
+bool LooksLikeFormatToken(absl::string_view piece);
 
 }  // namespace embergate::engine
 
