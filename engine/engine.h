@@ -9,6 +9,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "engine/clock.h"
 #include "engine/model/language_model.h"
 #include "engine/request.h"
 #include "engine/text/tokenizer.h"
@@ -18,9 +19,18 @@
 namespace embergate::engine {
 
 struct EngineOptions {
-  int waiting_max = 64;         // requests that wait for a slot
-  int prefill_chunk_max = 128;  // prompt tokens of one sequence per step
-  bool own_thread = true;       // false: tests call StepOnce
+  int waiting_max = 64;                 // requests that wait for a slot
+  int64_t waiting_tokens_max = 262144;  // prompt tokens of those together (a single one may exceed it)
+  int prefill_chunk_max = 128;          // prompt tokens of one sequence per step
+  int prefill_chunk_min = 8;            // that all prompts together may take per step, whatever itl_target says
+  // Aim for the time between two tokens of a stream while prompts are computed beside it; zero = no aim, prompts take
+  // what the step holds. Smaller chunks keep streams smooth and make prompts slower. The default is about two plain
+  // decode steps of the smallest model on a small board.
+  absl::Duration itl_target = absl::Milliseconds(200);
+  int waiting_read_ahead = 2;    // waiting requests whose first chunk's rows are read already
+  int top_logprobs_max = 1024;   // alternatives per position
+  bool own_thread = true;        // false: tests call StepOnce
+  const Clock* clock = nullptr;  // borrowed; null = the real one
 };
 
 // Fixed-bucket histogram in seconds, in the style of Prometheus (cumulative on export).
@@ -39,32 +49,37 @@ struct EngineStats {
   uint64_t steps = 0;
   uint64_t step_ns = 0;
   uint64_t row_wait_ns = 0;
-  int waiting = 0;
+  int waiting = 0;  // accepted, without a slot
   int running = 0;
+  int64_t waiting_tokens = 0;  // prompt tokens of the waiting
   int64_t kv_tokens_free = 0;
+  int prefill_budget = 0;  // prompt tokens that a step may compute beside streams at the moment
   SecondsHistogram queue_seconds;
   SecondsHistogram ttft_seconds;  // accepted to first token
   SecondsHistogram itl_seconds;   // between tokens of one stream
+  SecondsHistogram step_seconds;  // one pass of the loop that computed something
 };
-
-using RequestId = uint64_t;
 
 // Threads: Submit, Cancel, Snapshot and Drain from any thread.
 class Engine {
  public:
-  // `model` and `tokenizer` (may be null: ids only) are borrowed and outlive the engine.
+  // `model` and `tokenizer` (may be null: ids only) are borrowed and outlive the engine. The destructor ends what is
+  // left with UNAVAILABLE. INVALID_ARGUMENT for options or limits that cannot work, naming them.
   static absl::StatusOr<std::unique_ptr<Engine>> Create(LanguageModel& model, const Tokenizer* tokenizer,
                                                         std::vector<int32_t> eos_ids, const EngineOptions& options);
   virtual ~Engine() = default;
 
-  // Queues the request; `sink` hears of it from the engine thread. INVALID_ARGUMENT (names field and limit),
-  // RESOURCE_EXHAUSTED (queue full), UNAVAILABLE (draining); then the sink is never called.
+  // Queues the request; `sink` hears of it from the engine thread, perhaps before Submit has returned. INVALID_ARGUMENT
+  // (names field and limit; it never fits), RESOURCE_EXHAUSTED (queue full; engine/retry_after.h says when to come
+  // again), UNAVAILABLE (draining); then the sink is never called.
   virtual absl::StatusOr<RequestId> Submit(GenerateRequest request, TokenSink* sink) = 0;
   // Asks for an end within one step; the sink still gets its OnFinish. Unknown ids are ignored.
   virtual void Cancel(RequestId id) = 0;
   // Refuses new requests, lets the others finish until `deadline`, then ends them with UNAVAILABLE. Blocks.
   virtual void Drain(absl::Time deadline) = 0;
   virtual EngineStats Snapshot() const = 0;
+  // DRAM held besides the model's, by part: logits and scratch. Fixed at Create.
+  virtual std::vector<MemoryPart> Memory() const = 0;
   // One pass of the loop, for tests with own_thread = false; false when there was nothing to do.
   virtual bool StepOnce() = 0;
 };

@@ -11,6 +11,8 @@
 
 namespace embergate::engine {
 
+using RequestId = uint64_t;
+
 // Applied in this order: penalties and bias, then temperature, then top_k, typical_p, top_p, min_p.
 struct SamplingParams {
   float temperature = 1.0f;         // 0 = greedy
@@ -21,16 +23,22 @@ struct SamplingParams {
   float repetition_penalty = 1.0f;  // 1 = off
   float presence_penalty = 0.0f;
   float frequency_penalty = 0.0f;
-  int penalty_window = 64;  // last tokens that the penalties look at; -1 = all
+  // Last tokens that the penalties look at; -1 = all. The repetition penalty sees prompt and generated tokens, the
+  // other two generated ones only.
+  int penalty_window = 64;
   std::vector<std::pair<int32_t, float>> logit_bias;
   uint64_t seed = 0;  // the same seed, request and model give the same text whoever shares the batch
 };
 
 struct StopParams {
+  // Tokens to generate at most. 0 = as many as the context holds (the end is then kContextFull, not kLength), but with
+  // prompt_logprobs none at all: the prompt is scored and that is it. -1 = as many as the context holds in any case.
+  // A number that prompt and context leave no room for is refused, not trimmed.
   int tokens_max = 256;
   int tokens_min = 0;  // no end-of-sequence or stop string before
   bool ignore_eos = false;
-  std::vector<int32_t> stop_ids;          // besides the model's own
+  // Besides the model's own. A stop id is counted as generated, but given out only with include_stop.
+  std::vector<int32_t> stop_ids;
   std::vector<std::string> stop_strings;  // found across token borders; not emitted unless include_stop
   bool include_stop = false;
 };
@@ -63,7 +71,7 @@ enum class FinishReason { kStop, kStopString, kLength, kContextFull, kCancelled,
 struct Receipt {
   int prompt_tokens = 0;
   int cached_tokens = 0;
-  int generated_tokens = 0;
+  int generated_tokens = 0;  // sampled, whether or not they were given out
   double queue_seconds = 0;
   double prefill_seconds = 0;
   double decode_seconds = 0;
