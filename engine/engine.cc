@@ -1,0 +1,297 @@
+#include "engine/engine.h"
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+#include <unordered_map>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "engine/request_check.h"
+#include "engine/retry_after.h"
+#include "engine/sequence.h"
+#include "engine/step_loop.h"
+#include "storage/base/status_macros.h"
+
+namespace embergate::engine {
+namespace {
+
+absl::Status CheckOptions(const ModelLimits& limits, const EngineOptions& options) {
+  const auto positive = [](absl::string_view name, int64_t value) {
+    return value >= 1 ? absl::OkStatus()
+                      : absl::InvalidArgumentError(absl::StrCat(name, " is ", value, "; it must be 1 or more"));
+  };
+  EMBERGATE_RETURN_IF_ERROR(positive("the model's vocab_size", limits.vocab_size));
+  EMBERGATE_RETURN_IF_ERROR(positive("the model's context_max", limits.context_max));
+  EMBERGATE_RETURN_IF_ERROR(positive("the model's slots_max", limits.slots_max));
+  EMBERGATE_RETURN_IF_ERROR(positive("the model's logit_rows_max", limits.logit_rows_max));
+  EMBERGATE_RETURN_IF_ERROR(positive("the model's step_tokens_max", limits.step_tokens_max));
+  EMBERGATE_RETURN_IF_ERROR(positive("prefill_chunk_max", options.prefill_chunk_max));
+  EMBERGATE_RETURN_IF_ERROR(positive("prefill_chunk_min", options.prefill_chunk_min));
+  if (limits.step_tokens_max < limits.slots_max) {
+    return absl::InvalidArgumentError(absl::StrCat("the model's step_tokens_max is ", limits.step_tokens_max,
+                                                   "; its slots_max (", limits.slots_max, ") must fit in one step"));
+  }
+  if (options.waiting_max < 0 || options.waiting_tokens_max < 0 || options.waiting_read_ahead < 0 ||
+      options.top_logprobs_max < 0 || options.itl_target < absl::ZeroDuration()) {
+    return absl::InvalidArgumentError("an engine option is negative");
+  }
+  return absl::OkStatus();
+}
+
+// What crosses threads is behind `mutex_`: the inbox, the requests by id, and copies of the loop's figures. The loop
+// itself belongs to the thread that makes the passes, and sinks are called without the lock.
+class EngineImpl : public Engine {
+ public:
+  EngineImpl(LanguageModel& model, const Tokenizer* tokenizer, std::vector<int32_t> eos_ids,
+             const EngineOptions& options)
+      : options_(options),
+        clock_(options.clock != nullptr ? *options.clock : Clock::Real()),
+        limits_{model.limits(), model.FreeKvTokens(), options.top_logprobs_max, tokenizer != nullptr},
+        loop_(model, tokenizer, std::move(eos_ids), options, clock_),
+        resident_bytes_(loop_.resident_bytes()) {
+    Publish();
+    if (options.own_thread) {
+      thread_ = std::thread([this] { Run(); });
+    }
+  }
+
+  ~EngineImpl() override {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      draining_ = true;
+      abort_ = absl::UnavailableError("the engine shuts down");
+      stop_ = true;
+    }
+    wake_.notify_all();
+    if (thread_.joinable()) {
+      thread_.join();
+    } else {
+      while (StepOnce()) {
+      }
+    }
+  }
+
+  absl::StatusOr<RequestId> Submit(GenerateRequest request, TokenSink* sink) override {
+    absl::StatusOr<SequenceShape> shape = CheckRequest(request, limits_);
+    if (!shape.ok()) {
+      std::lock_guard<std::mutex> lock(mutex_);
+      ++refused_;
+      return shape.status();
+    }
+    const int64_t now = clock_.NowNs();
+    int64_t deadline_ns = INT64_MAX;
+    if (request.deadline != absl::InfiniteFuture()) {
+      const int64_t left = absl::ToInt64Nanoseconds(request.deadline - clock_.WallNow());
+      deadline_ns = left > INT64_MAX - now ? INT64_MAX : now + left;
+    }
+    TextOutput text(request.stop);
+    auto sequence = std::make_unique<Sequence>(next_id_.fetch_add(1, std::memory_order_relaxed), std::move(request),
+                                               *shape, sink, std::move(text));
+    sequence->tokens = sequence->request.prompt;
+    sequence->submitted_ns = now;
+    sequence->deadline_ns = deadline_ns;
+    const RequestId id = sequence->id;
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      const absl::Status room = Room(*shape);
+      if (!room.ok()) {
+        ++refused_;
+        return room;
+      }
+      ++accepted_;
+      inbox_tokens_ += shape->prompt_tokens;
+      by_id_.emplace(id, sequence.get());
+      inbox_.push_back(std::move(sequence));
+    }
+    wake_.notify_all();
+    return id;
+  }
+
+  void Cancel(RequestId id) override {
+    std::lock_guard<std::mutex> lock(mutex_);
+    const auto it = by_id_.find(id);
+    if (it != by_id_.end()) {
+      it->second->cancelled.store(true, std::memory_order_relaxed);
+      wake_.notify_all();
+    }
+  }
+
+  void Drain(absl::Time deadline) override {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      draining_ = true;
+    }
+    const auto give_up = [&] {
+      std::lock_guard<std::mutex> lock(mutex_);
+      if (!by_id_.empty() && abort_.ok()) {
+        abort_ = absl::UnavailableError("the server shuts down; the time to finish running requests is over");
+      }
+    };
+    if (!thread_.joinable()) {
+      while (!Idle() && clock_.WallNow() < deadline && StepOnce()) {
+      }
+      give_up();
+      while (StepOnce()) {
+      }
+      return;
+    }
+    {
+      std::unique_lock<std::mutex> lock(mutex_);
+      const auto done = [&] { return by_id_.empty(); };
+      const absl::Duration left = deadline - clock_.WallNow();
+      if (left == absl::InfiniteDuration()) {
+        idle_.wait(lock, done);
+      } else {
+        idle_.wait_for(lock, absl::ToChronoNanoseconds(std::max(left, absl::ZeroDuration())), done);
+      }
+    }
+    give_up();
+    wake_.notify_all();
+    std::unique_lock<std::mutex> lock(mutex_);
+    idle_.wait(lock, [&] { return by_id_.empty(); });
+  }
+
+  EngineStats Snapshot() const override {
+    std::lock_guard<std::mutex> lock(mutex_);
+    EngineStats stats = published_;
+    stats.requests_accepted = accepted_;
+    stats.requests_refused = refused_;
+    stats.waiting += static_cast<int>(inbox_.size());
+    stats.waiting_tokens += inbox_tokens_;
+    return stats;
+  }
+
+  std::vector<MemoryPart> Memory() const override { return {{"engine_logits_and_scratch", resident_bytes_}}; }
+
+  bool StepOnce() override {
+    absl::Status abort;
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      std::swap(inbox_, arrived_);
+      inbox_tokens_ = 0;
+      abort = std::exchange(abort_, absl::OkStatus());
+      for (auto& sequence : arrived_) {
+        loop_.Add(std::move(sequence));
+      }
+      PublishLocked();
+    }
+    arrived_.clear();
+    if (!abort.ok()) {
+      loop_.Abort(abort);
+    }
+    const bool worked = loop_.Admit();
+    Publish();  // before the long part, so that Submit sees the room that admission made
+    loop_.Compute();
+    Publish();
+    return worked || !abort.ok();
+  }
+
+ private:
+  // Whether the queue takes another request. Called with the lock.
+  absl::Status Room(const SequenceShape& shape) {
+    if (draining_) {
+      return absl::UnavailableError("the server shuts down and takes no new requests");
+    }
+    const int waiting = published_.waiting + static_cast<int>(inbox_.size());
+    const int waiting_max = options_.waiting_max + std::max(0, limits_.model.slots_max - published_.running);
+    if (waiting >= waiting_max) {
+      return WithRetryAfter(absl::ResourceExhaustedError(absl::StrCat(
+                                "the queue is full: ", waiting, " requests wait for one of ", limits_.model.slots_max,
+                                " slots, and no more than ", options_.waiting_max, " may")),
+                            RetryDelay());
+    }
+    const int64_t tokens = published_.waiting_tokens + inbox_tokens_;
+    if (tokens > 0 && tokens + shape.prompt_tokens > options_.waiting_tokens_max) {
+      return WithRetryAfter(absl::ResourceExhaustedError(
+                                absl::StrCat("the queue is full: ", tokens, " prompt tokens wait, ",
+                                             shape.prompt_tokens, " more would exceed ", options_.waiting_tokens_max)),
+                            RetryDelay());
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Duration RetryDelay() { return absl::Seconds(1); }
+
+  bool Idle() const {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return by_id_.empty();
+  }
+
+  void Run() {
+    for (;;) {
+      {
+        std::unique_lock<std::mutex> lock(mutex_);
+        wake_.wait(lock, [&] { return stop_ || !inbox_.empty() || !abort_.ok() || !by_id_.empty(); });
+        if (stop_ && by_id_.empty()) {
+          return;
+        }
+      }
+      StepOnce();
+    }
+  }
+
+  void Publish() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    PublishLocked();
+  }
+
+  // Takes the loop's figures, and forgets the requests that have ended.
+  void PublishLocked() {
+    published_ = loop_.stats();
+    published_.waiting = loop_.waiting();
+    published_.waiting_tokens = loop_.waiting_tokens();
+    if (loop_.retired().empty()) {
+      return;
+    }
+    for (const auto& sequence : loop_.retired()) {
+      by_id_.erase(sequence->id);
+    }
+    loop_.retired().clear();
+    if (by_id_.empty()) {
+      idle_.notify_all();
+    }
+  }
+
+  const EngineOptions options_;
+  const Clock& clock_;
+  const RequestLimits limits_;
+  std::atomic<RequestId> next_id_{1};
+
+  StepLoop loop_;  // of the thread that makes the passes
+  const uint64_t resident_bytes_;
+  std::vector<std::unique_ptr<Sequence>> arrived_;
+
+  mutable std::mutex mutex_;
+  std::condition_variable wake_;  // something for the engine thread
+  std::condition_variable idle_;  // by_id_ became empty
+  std::vector<std::unique_ptr<Sequence>> inbox_;
+  int64_t inbox_tokens_ = 0;
+  std::unordered_map<RequestId, Sequence*> by_id_;  // accepted, not ended
+  EngineStats published_;
+  uint64_t accepted_ = 0;
+  uint64_t refused_ = 0;
+  bool draining_ = false;
+  absl::Status abort_;  // not OK: end everything with it
+  bool stop_ = false;
+
+  std::thread thread_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(LanguageModel& model, const Tokenizer* tokenizer,
+                                                       std::vector<int32_t> eos_ids, const EngineOptions& options) {
+  EMBERGATE_RETURN_IF_ERROR(CheckOptions(model.limits(), options));
+  for (int32_t id : eos_ids) {
+    if (id < 0 || id >= model.limits().vocab_size) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("end-of-sequence id ", id, " is outside the vocabulary of ", model.limits().vocab_size));
+    }
+  }
+  return std::unique_ptr<Engine>(std::make_unique<EngineImpl>(model, tokenizer, std::move(eos_ids), options));
+}
+
+}  // namespace embergate::engine

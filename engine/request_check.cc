@@ -1,0 +1,143 @@
+#include "engine/request_check.h"
+
+#include <algorithm>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "engine/sampler.h"
+#include "storage/base/status_macros.h"
+
+namespace embergate::engine {
+namespace {
+
+template <typename... Parts>
+absl::Status Invalid(const Parts&... parts) {
+  return absl::InvalidArgumentError(absl::StrCat(parts...));
+}
+
+// Whether text is UTF-8: no overlong forms, no surrogates, nothing above U+10FFFF. A stop string cut inside a
+// character could never be given out in whole characters.
+bool IsUtf8(absl::string_view text) {
+  size_t i = 0;
+  while (i < text.size()) {
+    const auto byte = static_cast<unsigned char>(text[i++]);
+    if (byte < 0x80) {
+      continue;
+    }
+    const int more = byte >= 0xC2 && byte <= 0xDF   ? 1
+                     : (byte & 0xF0) == 0xE0        ? 2
+                     : byte >= 0xF0 && byte <= 0xF4 ? 3
+                                                    : 0;
+    if (more == 0) {
+      return false;
+    }
+    unsigned char low = 0x80;
+    unsigned char high = 0xBF;
+    if (byte == 0xE0) low = 0xA0;
+    if (byte == 0xED) high = 0x9F;
+    if (byte == 0xF0) low = 0x90;
+    if (byte == 0xF4) high = 0x8F;
+    for (int k = 0; k < more; ++k) {
+      if (i == text.size()) {
+        return false;
+      }
+      const auto next = static_cast<unsigned char>(text[i++]);
+      if (next < low || next > high) {
+        return false;
+      }
+      low = 0x80;
+      high = 0xBF;
+    }
+  }
+  return true;
+}
+
+absl::Status CheckStops(const GenerateRequest& request, const RequestLimits& limits) {
+  const StopParams& stop = request.stop;
+  if (stop.tokens_max < -1) {
+    return Invalid("stop.tokens_max is ", stop.tokens_max, "; it must be -1 or more");
+  }
+  if (stop.tokens_min < 0) {
+    return Invalid("stop.tokens_min is ", stop.tokens_min, "; it must be 0 or more");
+  }
+  if (stop.stop_ids.size() > kStopIdsMax) {
+    return Invalid("stop.stop_ids has ", stop.stop_ids.size(), " entries; at most ", kStopIdsMax, " are allowed");
+  }
+  for (int32_t id : stop.stop_ids) {
+    if (id < 0 || id >= limits.model.vocab_size) {
+      return Invalid("stop.stop_ids holds ", id, "; ids are 0 to ", limits.model.vocab_size - 1);
+    }
+  }
+  if (stop.stop_strings.size() > kStopStringsMax) {
+    return Invalid("stop.stop_strings has ", stop.stop_strings.size(), " entries; at most ", kStopStringsMax,
+                   " are allowed");
+  }
+  if (!stop.stop_strings.empty() && !limits.has_tokenizer) {
+    return Invalid("stop.stop_strings: this model has no tokenizer; use stop_ids");
+  }
+  for (const std::string& text : stop.stop_strings) {
+    if (text.empty() || text.size() > kStopStringBytesMax) {
+      return Invalid("stop.stop_strings holds one of ", text.size(), " bytes; 1 to ", kStopStringBytesMax,
+                     " are allowed");
+    }
+    if (!IsUtf8(text)) {
+      return Invalid("stop.stop_strings holds one that is not UTF-8");
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<SequenceShape> CheckRequest(const GenerateRequest& request, const RequestLimits& limits) {
+  // The prompt's length first: it bounds the work of the other checks.
+  const int64_t room = std::min<int64_t>(limits.model.context_max, limits.kv_tokens);
+  const int64_t prompt = static_cast<int64_t>(request.prompt.size());
+  if (prompt == 0) {
+    return Invalid("prompt is empty; at least one token is needed");
+  }
+  if (prompt > room) {
+    return Invalid("prompt has ", prompt, " tokens; at most ", room, " positions fit (context ",
+                   limits.model.context_max, ", KV pool ", limits.kv_tokens, ")");
+  }
+  for (size_t i = 0; i < request.prompt.size(); ++i) {
+    if (request.prompt[i] < 0 || request.prompt[i] >= limits.model.vocab_size) {
+      return Invalid("prompt token ", i, " is ", request.prompt[i], "; ids are 0 to ", limits.model.vocab_size - 1);
+    }
+  }
+  EMBERGATE_RETURN_IF_ERROR(ValidateSampling(request.sampling, limits.model.vocab_size));
+  EMBERGATE_RETURN_IF_ERROR(CheckStops(request, limits));
+  for (const auto& [name, value] : {std::pair<const char*, int>{"top_logprobs", request.top_logprobs},
+                                    {"prompt_top_logprobs", request.prompt_top_logprobs}}) {
+    if (value < 0 || value > limits.top_logprobs_max) {
+      return Invalid(name, " is ", value, "; it must be 0 to ", limits.top_logprobs_max);
+    }
+  }
+
+  SequenceShape shape;
+  shape.prompt_tokens = static_cast<int>(prompt);
+  const int wanted = request.stop.tokens_max;
+  if (wanted == 0 && request.prompt_logprobs) {
+    // The last token's logits would predict what nobody asks for, so it is not computed.
+    shape.prefill_tokens = shape.prompt_tokens - 1;
+    shape.kv_tokens = std::max(shape.prefill_tokens, 1);
+    return shape;
+  }
+  shape.prefill_tokens = shape.prompt_tokens;
+  shape.fills_context = wanted <= 0;
+  shape.tokens_max = wanted > 0 ? wanted : static_cast<int>(room - prompt);
+  if (shape.tokens_max == 0 || prompt + shape.tokens_max > room) {
+    return Invalid("prompt has ", prompt, " tokens and stop.tokens_max asks for ", wanted > 0 ? wanted : 1,
+                   wanted > 0 ? "" : " or more", ", but ", room, " positions fit (context ", limits.model.context_max,
+                   ", KV pool ", limits.kv_tokens, "); ", room - prompt, " are left");
+  }
+  if (request.stop.tokens_min > shape.tokens_max) {
+    return Invalid("stop.tokens_min is ", request.stop.tokens_min, "; at most ", shape.tokens_max,
+                   " tokens are generated");
+  }
+  shape.kv_tokens = shape.prompt_tokens + shape.tokens_max;
+  return shape;
+}
+
+}  // namespace embergate::engine

@@ -1,0 +1,72 @@
+// One request inside the engine, from Submit to its last event: tokens, position, slot, text, receipt.
+#ifndef EMBERGATE_ENGINE_SEQUENCE_H_
+#define EMBERGATE_ENGINE_SEQUENCE_H_
+
+#include <atomic>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "engine/request.h"
+#include "engine/scheduler.h"
+#include "engine/text_output.h"
+#include "engine/token_sink.h"
+#include "storage/row_store.h"
+
+namespace embergate::engine {
+
+// What a request asks for, in terms of the model's limits.
+struct SequenceShape {
+  int prompt_tokens = 0;
+  int prefill_tokens = 0;      // of the prompt, those that are computed: all, or all but the last if nothing is sampled
+  int tokens_max = 0;          // generated at most
+  int kv_tokens = 0;           // positions to reserve
+  bool fills_context = false;  // tokens_max was left open: reaching it means that the context is full
+};
+
+// Rows asked for ahead of the step that uses them: those of tokens [start, start + count).
+struct AheadRows {
+  storage::RowTicket ticket;
+  int start = 0;
+  int count = 0;  // 0 = none; a model without a table on flash gives an invalid ticket with a count
+};
+
+// Threads: made by the submitting thread, then owned by the engine thread; `cancelled` alone is set by others.
+struct Sequence {
+  Sequence(RequestId request_id, GenerateRequest r, const SequenceShape& s, TokenSink* k, TextOutput text_output);
+
+  // What the scheduler sees of it.
+  RunningSequence AsRunning() const;
+  WaitingRequest AsWaiting() const;
+  bool samples() const { return shape.tokens_max > 0; }
+  bool prefilling() const { return computed < shape.prefill_tokens; }
+  int generated() const { return static_cast<int>(tokens.size()) - shape.prompt_tokens; }
+
+  const RequestId id;
+  const GenerateRequest request;
+  const SequenceShape shape;
+  TokenSink* const sink;
+  std::atomic<bool> cancelled{false};
+
+  std::vector<int32_t> tokens;  // prompt, then generated; capacity for all of them once it has a slot
+  int computed = 0;             // positions in the KV cache
+  int slot = -1;
+  uint64_t served_step = 0;
+  AheadRows ahead;
+  TextOutput text;
+  Receipt receipt;
+
+  // Steady clock, ns; 0 = not yet.
+  int64_t deadline_ns = INT64_MAX;
+  int64_t submitted_ns = 0;
+  int64_t started_ns = 0;
+  int64_t first_token_ns = 0;
+  int64_t last_token_ns = 0;
+  bool finished = false;
+};
+
+}  // namespace embergate::engine
+
+#endif  // EMBERGATE_ENGINE_SEQUENCE_H_

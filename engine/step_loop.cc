@@ -1,0 +1,518 @@
+#include "engine/step_loop.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "engine/histogram.h"
+
+namespace embergate::engine {
+namespace {
+
+double Seconds(int64_t from_ns, int64_t to_ns) { return static_cast<double>(to_ns - from_ns) * 1e-9; }
+
+bool Contains(const std::vector<int32_t>& ids, int32_t id) {
+  return std::find(ids.begin(), ids.end(), id) != ids.end();
+}
+
+}  // namespace
+
+struct StepLoop::Pending {
+  Sequence* sequence = nullptr;
+  int logits_row = -1;  // of the sampled token; -1 = none was sampled
+  bool finish = false;
+  FinishReason reason = FinishReason::kStop;
+  absl::Status status;
+  int32_t stop_id = -1;
+
+  void Finish(FinishReason finish_reason, absl::Status finish_status) {
+    finish = true;
+    reason = finish_reason;
+    status = std::move(finish_status);
+  }
+};
+
+StepLoop::StepLoop(LanguageModel& model, const Tokenizer* tokenizer, std::vector<int32_t> eos_ids,
+                   const EngineOptions& options, const Clock& clock)
+    : model_(model),
+      tokenizer_(tokenizer),
+      eos_ids_(std::move(eos_ids)),
+      options_(options),
+      clock_(clock),
+      limits_(model.limits()),
+      logits_(static_cast<size_t>(limits_.logit_rows_max) * static_cast<size_t>(limits_.vocab_size)),
+      sampler_(limits_.vocab_size),
+      pace_(absl::ToInt64Nanoseconds(options.itl_target), options.prefill_chunk_min, limits_.step_tokens_max) {
+  for (int slot = limits_.slots_max - 1; slot >= 0; --slot) {
+    free_slots_.push_back(slot);
+  }
+  top_.Reserve(limits_.vocab_size);
+  const size_t slots = static_cast<size_t>(limits_.slots_max);
+  running_.reserve(slots);
+  chunks_.reserve(slots);
+  pending_.reserve(slots);
+  running_view_.reserve(slots);
+  waiting_.reserve(static_cast<size_t>(options.waiting_max) + slots);
+  waiting_view_.reserve(static_cast<size_t>(options.waiting_max) + slots);
+  retired_.reserve(static_cast<size_t>(options.waiting_max) + slots);
+  stats_.queue_seconds = MakeHistogram(WaitBounds());
+  stats_.ttft_seconds = MakeHistogram(WaitBounds());
+  stats_.itl_seconds = MakeHistogram(StepBounds());
+  stats_.step_seconds = MakeHistogram(StepBounds());
+  stats_.kv_tokens_free = model_.FreeKvTokens();
+  stats_.prefill_budget = pace_.budget();
+}
+
+StepLoop::~StepLoop() = default;
+
+size_t StepLoop::resident_bytes() const {
+  return logits_.size() * sizeof(float) + sampler_.resident_bytes() +
+         static_cast<size_t>(limits_.vocab_size) * (sizeof(float) + sizeof(ScoredId));
+}
+
+absl::Span<float> StepLoop::LogitsRow(int row) {
+  const size_t width = static_cast<size_t>(limits_.vocab_size);
+  return absl::MakeSpan(logits_).subspan(static_cast<size_t>(row) * width, width);
+}
+
+// ---- Admission -----------------------------------------------------------------------------------
+
+void StepLoop::Add(std::unique_ptr<Sequence> sequence) {
+  waiting_tokens_ += sequence->shape.prompt_tokens;
+  waiting_.push_back(std::move(sequence));
+}
+
+bool StepLoop::Admit() {
+  EndCancelledAndLate();
+  Plan(&plan_);
+  if (!OpenSlots()) {
+    Plan(&plan_);  // the model had less room than it said: plan again for those that have a slot
+  }
+  stats_.waiting = waiting();
+  stats_.waiting_tokens = waiting_tokens_;
+  stats_.running = static_cast<int>(running_.size());
+  stats_.kv_tokens_free = model_.FreeKvTokens();
+  return !plan_.chunks.empty() || !retired_.empty();
+}
+
+void StepLoop::Plan(StepPlan* plan) {
+  running_view_.clear();
+  for (const auto& sequence : running_) {
+    running_view_.push_back(sequence->AsRunning());
+  }
+  waiting_view_.clear();
+  for (const auto& sequence : waiting_) {
+    if (waiting_view_.size() >= free_slots_.size() || admission_closed_) {
+      break;
+    }
+    waiting_view_.push_back(sequence->AsWaiting());
+  }
+  SchedulerInput input;
+  input.limits = {limits_.step_tokens_max, limits_.logit_rows_max, options_.prefill_chunk_max};
+  input.running = running_view_;
+  input.waiting = waiting_view_;
+  input.slots_free = static_cast<int>(free_slots_.size());
+  input.kv_tokens_free = model_.FreeKvTokens();
+  input.prefill_budget = pace_.budget();
+  PlanStep(input, plan);
+}
+
+void StepLoop::EndCancelledAndLate() {
+  const int64_t now = clock_.NowNs();
+  const auto sweep = [&](std::vector<std::unique_ptr<Sequence>>& list) {
+    for (auto& sequence : list) {
+      if (sequence->cancelled.load(std::memory_order_relaxed)) {
+        Finish(*sequence, FinishReason::kCancelled, absl::CancelledError("the request was cancelled"));
+      } else if (now >= sequence->deadline_ns) {
+        Finish(*sequence, FinishReason::kDeadline,
+               absl::DeadlineExceededError(
+                   absl::StrCat("the deadline passed after ", sequence->generated(), " generated tokens")));
+      } else if (sequence->shape.prefill_tokens == 0) {  // one token to score: there is nothing to predict it from
+        Start(*sequence, now);
+        Finish(*sequence, FinishReason::kLength, absl::OkStatus());
+      }
+    }
+    Retire(list);
+  };
+  sweep(waiting_);
+  sweep(running_);
+}
+
+bool StepLoop::OpenSlots() {
+  const int64_t now = clock_.NowNs();
+  bool all = true;
+  for (int i = 0; i < plan_.admitted; ++i) {
+    Sequence& sequence = *waiting_[static_cast<size_t>(i)];
+    const int slot = free_slots_.back();
+    const absl::Status status = model_.OpenSlot(slot, sequence.shape.kv_tokens);
+    if (absl::IsResourceExhausted(status) && free_slots_.size() < static_cast<size_t>(limits_.slots_max)) {
+      all = false;  // it goes on waiting until a running sequence has given its KV back
+      plan_.admitted = i;
+      admission_closed_ = true;
+      break;
+    }
+    if (!status.ok()) {
+      Finish(sequence, FinishReason::kError, status);
+      all = false;
+      continue;
+    }
+    free_slots_.pop_back();
+    sequence.slot = slot;
+    sequence.tokens.reserve(static_cast<size_t>(sequence.shape.prompt_tokens) +
+                            static_cast<size_t>(sequence.shape.tokens_max));
+    Start(sequence, now);
+  }
+  for (int i = 0; i < plan_.admitted; ++i) {
+    auto& sequence = waiting_[static_cast<size_t>(i)];
+    if (sequence->slot >= 0) {
+      waiting_tokens_ -= sequence->shape.prompt_tokens;
+      running_.push_back(std::move(sequence));
+    }
+  }
+  Retire(waiting_);
+  return all;
+}
+
+void StepLoop::Start(Sequence& sequence, int64_t now) {
+  sequence.started_ns = now;
+  sequence.receipt.queue_seconds = Seconds(sequence.submitted_ns, now);
+  Observe(sequence.receipt.queue_seconds, &stats_.queue_seconds);
+  sequence.sink->OnStart(sequence.shape.prompt_tokens);
+}
+
+// ---- Rows ----------------------------------------------------------------------------------------
+
+void StepLoop::AskForRows(Sequence& sequence, int start, int count) {
+  AheadRows& ahead = sequence.ahead;
+  if (ahead.count == count && ahead.start == start) {
+    return;
+  }
+  // The new rows are asked for before the old ones are given back, so those in both are not read twice.
+  const auto ticket = model_.PrefetchRows(
+      absl::MakeConstSpan(sequence.tokens).subspan(static_cast<size_t>(start), static_cast<size_t>(count)));
+  DropRows(sequence);
+  if (ticket.ok()) {  // otherwise the step reads them itself and meets the error, if there is one
+    ahead = {*ticket, start, count};
+  }
+}
+
+void StepLoop::DropRows(Sequence& sequence) {
+  if (sequence.ahead.count > 0 && sequence.ahead.ticket.valid()) {
+    model_.ReleaseRows(sequence.ahead.ticket);
+  }
+  sequence.ahead = {};
+}
+
+// Predicts the next step by planning it as if this one had ended well and nobody came or left.
+void StepLoop::ReadAhead() {
+  for (size_t i = 0; i < running_.size(); ++i) {
+    running_view_[i] = running_[i]->AsRunning();
+  }
+  for (const PlannedChunk& chunk : plan_.chunks) {
+    RunningSequence& view = running_view_[static_cast<size_t>(chunk.sequence)];
+    view.prefill_tokens = std::max(0, view.prefill_tokens - chunk.tokens);
+    view.served_step = step_;
+  }
+  SchedulerInput input;
+  input.limits = {limits_.step_tokens_max, limits_.logit_rows_max, options_.prefill_chunk_max};
+  input.running = running_view_;
+  input.prefill_budget = pace_.budget();
+  PlanStep(input, &next_plan_);
+  for (const PlannedChunk& next : next_plan_.chunks) {
+    Sequence& sequence = *running_[static_cast<size_t>(next.sequence)];
+    if (running_view_[static_cast<size_t>(next.sequence)].prefill_tokens == 0) {
+      continue;  // decodes: its token does not exist yet
+    }
+    int start = sequence.computed;
+    for (const PlannedChunk& chunk : plan_.chunks) {
+      start += chunk.sequence == next.sequence ? chunk.tokens : 0;
+    }
+    AskForRows(sequence, start, next.tokens);
+  }
+  const size_t ahead = std::min(waiting_.size(), static_cast<size_t>(options_.waiting_read_ahead));
+  for (size_t i = 0; i < ahead; ++i) {
+    AskForRows(*waiting_[i], 0, std::min(waiting_[i]->shape.prefill_tokens, options_.prefill_chunk_max));
+  }
+}
+
+// ---- One step ------------------------------------------------------------------------------------
+
+void StepLoop::Compute() {
+  if (plan_.chunks.empty()) {
+    return;
+  }
+  const int64_t begin = clock_.NowNs();
+  ++step_;
+  chunks_.clear();
+  int rows = 0;
+  int decodes = 0;
+  int prompt_tokens = 0;
+  for (const PlannedChunk& planned : plan_.chunks) {
+    Sequence& sequence = *running_[static_cast<size_t>(planned.sequence)];
+    (sequence.prefilling() ? prompt_tokens : decodes) += planned.tokens;
+    AskForRows(sequence, sequence.computed, planned.tokens);
+    Chunk chunk;
+    chunk.slot = sequence.slot;
+    chunk.tokens = absl::MakeConstSpan(sequence.tokens)
+                       .subspan(static_cast<size_t>(sequence.computed), static_cast<size_t>(planned.tokens));
+    chunk.start = sequence.computed;
+    chunk.logits = planned.logits;
+    chunk.rows = sequence.ahead.ticket;
+    sequence.ahead = {};  // the step consumes it
+    sequence.served_step = step_;
+    chunks_.push_back(chunk);
+    rows += RowsOf(chunk);
+  }
+  ReadAhead();
+
+  StepTimes times;
+  const size_t width = static_cast<size_t>(limits_.vocab_size);
+  const absl::Status status = model_.Step(
+      absl::MakeSpan(chunks_), absl::MakeSpan(logits_).subspan(0, static_cast<size_t>(rows) * width), &times);
+  stats_.row_wait_ns += times.row_wait_ns;
+
+  // First everything that the next step waits for, then what clients wait for.
+  pending_.clear();
+  int row = 0;
+  for (size_t i = 0; i < chunks_.size(); ++i) {
+    Sequence& sequence = *running_[static_cast<size_t>(plan_.chunks[i].sequence)];
+    sequence.receipt.row_wait_seconds += static_cast<double>(times.row_wait_ns) * 1e-9;
+    Pending pending;
+    pending.sequence = &sequence;
+    AfterChunk(status.ok() ? chunks_[i].status : status, chunks_[i], row, &pending);
+    pending_.push_back(std::move(pending));
+    row += RowsOf(chunks_[i]);
+  }
+  const int64_t now = clock_.NowNs();
+  row = 0;
+  for (size_t i = 0; i < chunks_.size(); ++i) {
+    Emit(chunks_[i], row, now, &pending_[i]);
+    row += RowsOf(chunks_[i]);
+  }
+  Retire(running_);
+
+  const int64_t step_ns = clock_.NowNs() - begin;
+  pace_.OnStep(decodes, prompt_tokens, step_ns);
+  ++stats_.steps;
+  stats_.step_ns += static_cast<uint64_t>(step_ns);
+  Observe(static_cast<double>(step_ns) * 1e-9, &stats_.step_seconds);
+  stats_.running = static_cast<int>(running_.size());
+  stats_.kv_tokens_free = model_.FreeKvTokens();
+  stats_.prefill_budget = pace_.budget();
+}
+
+int StepLoop::RowsOf(const Chunk& chunk) {
+  switch (chunk.logits) {
+    case LogitsWanted::kNone:
+      return 0;
+    case LogitsWanted::kLast:
+      return 1;
+    case LogitsWanted::kAll:
+      return static_cast<int>(chunk.tokens.size());
+  }
+  return 0;
+}
+
+void StepLoop::AfterChunk(const absl::Status& status, const Chunk& chunk, int row, Pending* pending) {
+  Sequence& sequence = *pending->sequence;
+  if (!status.ok()) {
+    pending->Finish(FinishReason::kError, status);
+    return;
+  }
+  const bool prefilling = sequence.prefilling();
+  const int tokens = static_cast<int>(chunk.tokens.size());
+  sequence.computed += tokens;
+  sequence.receipt.rows_requested += chunk.rows_used.requested;
+  sequence.receipt.rows_from_cache += chunk.rows_used.cache_hits;
+  sequence.receipt.rows_read += chunk.rows_used.read;
+  sequence.receipt.flash_bytes += chunk.rows_used.bytes;
+  stats_.prompt_tokens += prefilling ? static_cast<uint64_t>(tokens) : 0;
+  if (sequence.prefilling()) {
+    return;
+  }
+  if (!sequence.samples()) {
+    pending->Finish(FinishReason::kLength, absl::OkStatus());
+    return;
+  }
+  if (sequence.cancelled.load(std::memory_order_relaxed)) {
+    return;  // ended at the beginning of the next pass, without another token
+  }
+  SampleToken(sequence, row + RowsOf(chunk) - 1, pending);
+}
+
+void StepLoop::SampleToken(Sequence& sequence, int row, Pending* pending) {
+  const StopParams& stop = sequence.request.stop;
+  suppressed_.clear();
+  if (sequence.generated() < stop.tokens_min) {
+    if (!stop.ignore_eos) {
+      suppressed_.insert(suppressed_.end(), eos_ids_.begin(), eos_ids_.end());
+    }
+    suppressed_.insert(suppressed_.end(), stop.stop_ids.begin(), stop.stop_ids.end());
+  }
+  SampleInput input;
+  input.logits = LogitsRow(row);
+  input.tokens = sequence.tokens;
+  input.prompt_tokens = sequence.shape.prompt_tokens;
+  input.suppressed = suppressed_;
+  const absl::StatusOr<int32_t> id = sampler_.Sample(sequence.request.sampling, input);
+  if (!id.ok()) {
+    pending->Finish(FinishReason::kError, id.status());
+    return;
+  }
+  pending->logits_row = row;
+  sequence.tokens.push_back(*id);
+  ++stats_.generated_tokens;
+  if ((!stop.ignore_eos && Contains(eos_ids_, *id)) || Contains(stop.stop_ids, *id)) {
+    pending->Finish(FinishReason::kStop, absl::OkStatus());
+    pending->stop_id = *id;
+  } else if (sequence.generated() >= sequence.shape.tokens_max) {
+    pending->Finish(sequence.shape.fills_context ? FinishReason::kContextFull : FinishReason::kLength,
+                    absl::OkStatus());
+  } else {
+    AskForRows(sequence, sequence.computed, 1);
+  }
+}
+
+// ---- Events --------------------------------------------------------------------------------------
+
+PositionLogprobs StepLoop::LogprobsOf(int row, int32_t id, int top) {
+  const absl::Span<const float> logits = LogitsRow(row);
+  const double denominator = LogSumExp(logits);
+  PositionLogprobs result;
+  result.chosen = {id, static_cast<float>(logits[static_cast<size_t>(id)] - denominator)};
+  if (top > 0) {
+    const absl::Span<const ScoredId> best = top_.Best(logits, top);
+    result.top.reserve(best.size());
+    for (const ScoredId& entry : best) {
+      result.top.push_back({entry.id, static_cast<float>(entry.score - denominator)});
+    }
+  }
+  return result;
+}
+
+void StepLoop::EmitPromptLogprobs(Sequence& sequence, const Chunk& chunk, int row) {
+  std::vector<PositionLogprobs> logprobs;
+  logprobs.reserve(chunk.tokens.size());
+  for (int i = 0; i < static_cast<int>(chunk.tokens.size()); ++i) {
+    const int predicted = chunk.start + i + 1;
+    if (predicted < sequence.shape.prompt_tokens) {
+      logprobs.push_back(
+          LogprobsOf(row + i, sequence.tokens[static_cast<size_t>(predicted)], sequence.request.prompt_top_logprobs));
+    }
+  }
+  if (!logprobs.empty()) {
+    sequence.sink->OnPrompt(std::move(logprobs));
+  }
+}
+
+void StepLoop::Emit(const Chunk& chunk, int row, int64_t now, Pending* pending) {
+  Sequence& sequence = *pending->sequence;
+  const bool failed = pending->finish && pending->reason == FinishReason::kError;
+  if (chunk.logits == LogitsWanted::kAll && !failed) {
+    EmitPromptLogprobs(sequence, chunk, row);
+  }
+  if (pending->logits_row >= 0) {
+    CountToken(sequence, now);
+    const int32_t id = sequence.tokens.back();
+    const StopParams& stop = sequence.request.stop;
+    if (pending->stop_id < 0 || stop.include_stop) {
+      TokenEvent event;
+      PositionLogprobs logprobs;
+      const bool wanted = sequence.request.want_logprobs || sequence.request.top_logprobs > 0;
+      if (wanted) {
+        logprobs = LogprobsOf(pending->logits_row, id, sequence.request.top_logprobs);
+      }
+      if (sequence.text.Push(id, "", sequence.generated() >= stop.tokens_min, wanted ? &logprobs : nullptr, &event)) {
+        pending->Finish(FinishReason::kStopString, absl::OkStatus());
+      }
+      if (!event.ids.empty() || !event.text.empty()) {
+        sequence.sink->OnTokens(std::move(event));
+      }
+    }
+  }
+  if (pending->finish) {
+    Finish(sequence, pending->reason, std::move(pending->status), pending->stop_id);
+  }
+}
+
+void StepLoop::CountToken(Sequence& sequence, int64_t now) {
+  if (sequence.first_token_ns == 0) {
+    sequence.first_token_ns = now;
+    Observe(Seconds(sequence.submitted_ns, now), &stats_.ttft_seconds);
+  } else {
+    Observe(Seconds(sequence.last_token_ns, now), &stats_.itl_seconds);
+  }
+  sequence.last_token_ns = now;
+}
+
+void StepLoop::Finish(Sequence& sequence, FinishReason reason, absl::Status status, int32_t stop_id) {
+  const int64_t now = clock_.NowNs();
+  DropRows(sequence);
+  Receipt& receipt = sequence.receipt;
+  if (sequence.slot >= 0) {
+    receipt.kv_bytes_peak = model_.SlotKvBytes(sequence.slot);
+    model_.CloseSlot(sequence.slot);
+    free_slots_.push_back(sequence.slot);
+    sequence.slot = -1;
+  } else if (sequence.started_ns == 0) {
+    receipt.queue_seconds = Seconds(sequence.submitted_ns, now);
+  }
+  receipt.prompt_tokens = sequence.shape.prompt_tokens;
+  receipt.generated_tokens = sequence.generated();
+  if (sequence.started_ns != 0) {
+    const int64_t prefill_end = sequence.first_token_ns != 0 ? sequence.first_token_ns : now;
+    receipt.prefill_seconds = Seconds(sequence.started_ns, prefill_end);
+    receipt.decode_seconds = Seconds(prefill_end, now);
+  }
+  ++stats_.requests_finished[static_cast<size_t>(reason)];
+  sequence.finished = true;
+
+  FinishEvent finish;
+  finish.reason = reason;
+  finish.status = std::move(status);
+  finish.stop_id = stop_id;
+  if (reason == FinishReason::kStopString) {
+    finish.stop_string = sequence.text.stop_string();
+  } else {
+    TokenEvent rest;
+    sequence.text.Flush("", &rest);
+    if (!rest.ids.empty() || !rest.text.empty()) {
+      sequence.sink->OnTokens(std::move(rest));
+    }
+  }
+  finish.receipt = receipt;
+  sequence.sink->OnFinish(std::move(finish));
+}
+
+void StepLoop::Retire(std::vector<std::unique_ptr<Sequence>>& list) {
+  size_t kept = 0;
+  for (auto& sequence : list) {
+    if (sequence == nullptr) {
+      continue;  // moved to the running
+    }
+    if (sequence->finished) {
+      if (&list == &waiting_) {
+        waiting_tokens_ -= sequence->shape.prompt_tokens;
+      } else {
+        admission_closed_ = false;
+      }
+      retired_.push_back(std::move(sequence));
+    } else {
+      std::swap(list[kept++], sequence);
+    }
+  }
+  list.resize(kept);
+}
+
+void StepLoop::Abort(const absl::Status& status) {
+  for (auto* list : {&waiting_, &running_}) {
+    for (auto& sequence : *list) {
+      Finish(*sequence, FinishReason::kError, status);
+    }
+    Retire(*list);
+  }
+  plan_.chunks.clear();
+}
+
+}  // namespace embergate::engine

@@ -1,0 +1,110 @@
+// The engine's only loop: admit, plan, ask for rows, compute, sample, emit. Owned and called by the engine thread.
+#ifndef EMBERGATE_ENGINE_STEP_LOOP_H_
+#define EMBERGATE_ENGINE_STEP_LOOP_H_
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "engine/clock.h"
+#include "engine/engine.h"
+#include "engine/sampler.h"
+#include "engine/scheduler.h"
+#include "engine/sequence.h"
+#include "engine/step_pace.h"
+
+namespace embergate::engine {
+
+// One pass:
+//   Admit    ends what was cancelled or is late; plans; gives slots and KV to waiting requests
+//   Compute  reads ahead for the step after this one, computes the plan, samples (each sampled token's row is asked
+//            for at once), then hands out tokens and ends sequences
+// Row reads: a decoding sequence's next row is asked for the moment its token is sampled; a prompt's chunk k + 1
+// before chunk k computes; the first chunk of the first waiting requests while they wait.
+// Threads: one. Allocates only what events need, once the largest batch has been seen.
+class StepLoop {
+ public:
+  StepLoop(LanguageModel& model, const Tokenizer* tokenizer, std::vector<int32_t> eos_ids, const EngineOptions& options,
+           const Clock& clock);
+  ~StepLoop();
+
+  // Takes a request into the waiting list.
+  void Add(std::unique_ptr<Sequence> sequence);
+  // False when there is nothing to do.
+  bool Admit();
+  void Compute();
+  // Ends everything with kError and this status.
+  void Abort(const absl::Status& status);
+
+  // Sequences that have ended since the last call; their sinks know. The caller destroys them.
+  std::vector<std::unique_ptr<Sequence>>& retired() { return retired_; }
+  bool idle() const { return waiting_.empty() && running_.empty(); }
+  int waiting() const { return static_cast<int>(waiting_.size()); }
+  int64_t waiting_tokens() const { return waiting_tokens_; }
+  // Counters, gauges and histograms of this loop; requests_accepted and _refused are the facade's.
+  const EngineStats& stats() const { return stats_; }
+  size_t resident_bytes() const;
+
+ private:
+  struct Pending;  // what sampling decided for one chunk, until it is emitted
+
+  void Plan(StepPlan* plan);
+  void EndCancelledAndLate();
+  // Gives slots to the admitted. False when the model refused one that the plan counted on.
+  bool OpenSlots();
+  void Start(Sequence& sequence, int64_t now);
+
+  void ReadAhead();
+  // Makes sequence.ahead cover tokens [start, start + count), if the model takes the reads.
+  void AskForRows(Sequence& sequence, int start, int count);
+  void DropRows(Sequence& sequence);
+
+  absl::Span<float> LogitsRow(int row);
+  static int RowsOf(const Chunk& chunk);
+  // Books a computed chunk, whose logits begin at `row`, and samples if its sequence decodes now.
+  void AfterChunk(const absl::Status& status, const Chunk& chunk, int row, Pending* pending);
+  void SampleToken(Sequence& sequence, int row, Pending* pending);
+  void CountToken(Sequence& sequence, int64_t now);
+
+  // log p of `id` and of the best `top` ids at a row, before any sampling parameter.
+  PositionLogprobs LogprobsOf(int row, int32_t id, int top);
+  void EmitPromptLogprobs(Sequence& sequence, const Chunk& chunk, int row);
+  void Emit(const Chunk& chunk, int row, int64_t now, Pending* pending);
+  // Gives slot, KV and rows back, then sends what is held and the terminal event.
+  void Finish(Sequence& sequence, FinishReason reason, absl::Status status, int32_t stop_id = -1);
+  // Moves the finished from `list` to retired_.
+  void Retire(std::vector<std::unique_ptr<Sequence>>& list);
+
+  LanguageModel& model_;
+  const Tokenizer* const tokenizer_;
+  const std::vector<int32_t> eos_ids_;
+  const EngineOptions options_;
+  const Clock& clock_;
+  const ModelLimits limits_;
+
+  std::vector<std::unique_ptr<Sequence>> waiting_;  // in the order in which they get slots
+  int64_t waiting_tokens_ = 0;
+  std::vector<std::unique_ptr<Sequence>> running_;  // in the order in which they got slots
+  std::vector<std::unique_ptr<Sequence>> retired_;
+  std::vector<int> free_slots_;
+  StepPlan plan_;
+  StepPlan next_plan_;
+  std::vector<RunningSequence> running_view_;
+  std::vector<WaitingRequest> waiting_view_;
+  std::vector<Chunk> chunks_;
+  std::vector<Pending> pending_;
+  std::vector<float> logits_;  // [logit_rows_max, vocab_size]
+  std::vector<int32_t> suppressed_;
+  Sampler sampler_;
+  TopSelector top_;
+  StepPace pace_;
+  EngineStats stats_;
+  uint64_t step_ = 0;
+  // The model refused KV that its free count promised: nobody is admitted until a sequence has given some back.
+  bool admission_closed_ = false;
+};
+
+}  // namespace embergate::engine
+
+#endif  // EMBERGATE_ENGINE_STEP_LOOP_H_
