@@ -13,6 +13,7 @@
 #include "engine/convert/json_file.h"
 #include "engine/convert/quantize.h"
 #include "engine/kernels/kernels.h"
+#include "engine/text/vocabulary.h"
 #include "engine/thread_pool.h"
 #include "storage/base/status_macros.h"
 #include "storage/gguf_writer.h"
@@ -51,8 +52,7 @@ void AddPerLayer(GgufWriter& writer, const std::string& key, const std::vector<i
   writer.AddInt32s(key, ints);
 }
 
-void AddKeys(const HfConfig& config, const GenerationDefaults& generation, const ConvertOptions& options,
-             const std::string& name, GgufWriter& writer) {
+void AddKeys(const HfConfig& config, const ConvertOptions& options, const std::string& name, GgufWriter& writer) {
   const bool gemma4 = config.family == ModelFamily::kGemma4;
   const char* arch = gemma4 ? gguf::kGemma4 : gguf::kGemma3n;
   writer.AddString(gguf::kArchitecture, arch);
@@ -100,10 +100,9 @@ void AddKeys(const HfConfig& config, const GenerationDefaults& generation, const
   if (config.ple_width > 0) {
     writer.AddUint32(gguf::kPleRows, static_cast<uint32_t>(std::min(config.ple_rows, config.vocab_size)));
   }
-  const std::vector<int32_t>& eos_ids = generation.eos_ids.empty() ? config.eos_ids : generation.eos_ids;
-  if (!eos_ids.empty()) {
-    writer.AddInt32s(gguf::kEosTokenIds, eos_ids);
-  }
+}
+
+void AddGenerationKeys(const GenerationDefaults& generation, GgufWriter& writer) {
   if (generation.temperature.has_value()) {
     writer.AddFloat(gguf::kSamplingTemperature, static_cast<float>(*generation.temperature));
   }
@@ -272,6 +271,33 @@ uint32_t FileTypeOf(TensorType weights) {
   }
 }
 
+namespace {
+
+// The folder's tokenizer, padded to one piece per row of token_embd as other readers want it; nullopt if it has none.
+absl::StatusOr<std::optional<Vocabulary>> ReadVocabulary(const std::string& folder, const HfConfig& config) {
+  const char* family = config.family == ModelFamily::kGemma4 ? gguf::kGemma4 : gguf::kGemma3n;
+  absl::StatusOr<Vocabulary> vocabulary = VocabularyFromFolder(folder, family);
+  if (absl::IsNotFound(vocabulary.status())) {
+    return std::nullopt;
+  }
+  EMBERGATE_RETURN_IF_ERROR(vocabulary.status());
+  const size_t rows = static_cast<size_t>(config.vocab_size);
+  if (vocabulary->tokens.size() > rows) {
+    return absl::FailedPreconditionError(absl::StrCat("the tokenizer in ", folder, " has ", vocabulary->tokens.size(),
+                                                      " pieces, config.json's vocab_size is ", rows));
+  }
+  for (size_t id = vocabulary->tokens.size(); id < rows; ++id) {
+    vocabulary->tokens.push_back(absl::StrCat("[PAD", id, "]"));
+    vocabulary->types.push_back(TokenType::kUnused);
+    if (!vocabulary->scores.empty()) {
+      vocabulary->scores.push_back(-10000.0f);
+    }
+  }
+  return std::optional<Vocabulary>(std::move(*vocabulary));
+}
+
+}  // namespace
+
 absl::StatusOr<ConvertSummary> ConvertCheckpoint(const std::string& folder, const std::string& out,
                                                  const ConvertOptions& options) {
   const TensorTypes types = ResolveTypes(options);
@@ -295,10 +321,25 @@ absl::StatusOr<ConvertSummary> ConvertCheckpoint(const std::string& folder, cons
     note(line);
   }
 
+  EMBERGATE_ASSIGN_OR_RETURN(const std::optional<Vocabulary> vocabulary, ReadVocabulary(folder, config));
+  if (!vocabulary.has_value()) {
+    note("warning: no tokenizer.json or tokenizer.model in the folder: the file will serve token ids only");
+  }
+
   ConvertSummary summary;
+  summary.has_tokenizer = vocabulary.has_value();
   summary.architecture = config.family == ModelFamily::kGemma4 ? gguf::kGemma4 : gguf::kGemma3n;
   EMBERGATE_ASSIGN_OR_RETURN(const std::unique_ptr<GgufWriter> writer, GgufWriter::Create(out));
-  AddKeys(config, generation, options, options.name.empty() ? FolderName(folder) : options.name, *writer);
+  AddKeys(config, options, options.name.empty() ? FolderName(folder) : options.name, *writer);
+  AddGenerationKeys(generation, *writer);
+  if (vocabulary.has_value()) {
+    AddVocabularyToGguf(*vocabulary, *writer);
+  }
+  // The vocabulary's own list, where it has one, is of the same key.
+  const std::vector<int32_t>& eos_ids = generation.eos_ids.empty() ? config.eos_ids : generation.eos_ids;
+  if (!eos_ids.empty() && (!vocabulary.has_value() || vocabulary->eos_ids.empty())) {
+    writer->AddInt32s(gguf::kEosTokenIds, eos_ids);
+  }
   for (const PlannedTensor& tensor : plan.tensors) {
     EMBERGATE_RETURN_IF_ERROR(writer->AddTensor(tensor.name, tensor.type, tensor.dims, tensor.align));
   }

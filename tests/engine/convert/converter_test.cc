@@ -14,6 +14,7 @@
 #include "engine/convert/gguf_keys.h"
 #include "engine/convert/safetensors.h"
 #include "engine/kernels/kernels.h"
+#include "engine/text/vocabulary.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "storage/gguf_file.h"
@@ -228,6 +229,36 @@ TEST_F(ConverterTest, Gemma3nIsWrittenAsLlamaCppWantsIt) {
   for (int row = 512; row < 544; ++row) {
     ASSERT_TRUE(std::equal(rows.begin(), rows.begin() + 480, rows.begin() + row * 480)) << row;
   }
+}
+
+TEST_F(ConverterTest, TheTokenizerIsPaddedToTheEmbeddingsRows) {
+  for (const char* name : {"gemma4-tiny-e2b", "gemma3n-tiny-e2b"}) {
+    const auto file = Convert(Golden(name), Types(TensorType::kBF16));
+    ASSERT_NE(file, nullptr);
+    EXPECT_TRUE(summary_.has_tokenizer);
+    auto vocabulary = VocabularyFromGguf(*file);
+    ASSERT_TRUE(vocabulary.ok()) << vocabulary.status();
+    EXPECT_EQ(vocabulary->tokens.size(), file->FindTensor("token_embd.weight")->rows());
+    EXPECT_EQ(vocabulary->types.back(), TokenType::kUnused);
+    EXPECT_EQ(vocabulary->bos_id, 2);
+  }
+}
+
+TEST_F(ConverterTest, AFolderWithoutTokenizerConvertsWithAWarning) {
+  const std::string folder = dir_.File("bare");
+  std::filesystem::create_directory(folder);
+  for (const char* name : {"config.json", "generation_config.json", "model.safetensors"}) {
+    std::filesystem::copy(Golden("gemma3n-tiny-e4b") + "/" + name, folder);
+  }
+  ConvertOptions options = Types(TensorType::kBF16);
+  std::vector<std::string> notes;
+  options.note = [&](const std::string& line) { notes.push_back(line); };
+  const auto file = Convert(folder, options);
+  ASSERT_NE(file, nullptr);
+  EXPECT_FALSE(summary_.has_tokenizer);
+  EXPECT_FALSE(file->Has("tokenizer.ggml.tokens"));
+  EXPECT_THAT(notes, ::testing::Contains(HasSubstr("token ids only")));
+  EXPECT_EQ(file->GetInts("embergate.eos_token_ids").value(), (std::vector<int64_t>{1, 106}));
 }
 
 TEST_F(ConverterTest, ProgressIsMonotonicAndEndsAtTheWhole) {
