@@ -1,0 +1,25 @@
+// CRC-32C (Castagnoli: reflected polynomial 0x82f63b78, start and final value inverted), as in iSCSI (RFC 3720)
+// and ext4. The processor's own instruction where it has one (SSE4.2, Armv8 CRC), tables otherwise.
+#ifndef EMBERGATE_STORAGE_CRC32C_H_
+#define EMBERGATE_STORAGE_CRC32C_H_
+
+#include <cstddef>
+#include <cstdint>
+
+#include "absl/strings/string_view.h"
+#include "absl/types/span.h"
+
+namespace embergate::storage {
+
+// Continues `crc` (0 to start) over `data`: Crc32c(b, Crc32c(a)) is the value of a followed by b.
+uint32_t Crc32c(absl::Span<const uint8_t> data, uint32_t crc = 0);
+
+// The same from tables alone: the truth that the fast path is tested against.
+uint32_t Crc32cPortable(absl::Span<const uint8_t> data, uint32_t crc = 0);
+
+// "sse4.2", "armv8-crc" or "tables".
+absl::string_view Crc32cBackend();
+
+}  // namespace embergate::storage
+
+#endif  // EMBERGATE_STORAGE_CRC32C_H_
