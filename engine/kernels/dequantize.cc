@@ -16,21 +16,22 @@ const int8_t kIq4Levels[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 
 
 namespace {
 
-// Columns: type, block, low_bits, high_bits, code_book, group, bias, sub_scales, has_min.
+// Columns: index, type, block, low_bits, high_bits, code_book, group, bias, sub_scales, has_min.
 constexpr std::array kFormats = {
-    QuantFormat{TensorType::kQ4_0, 32, 4, 0, false, 32, 8, false, false},
-    QuantFormat{TensorType::kQ4_1, 32, 4, 0, false, 32, 0, false, true},
-    QuantFormat{TensorType::kQ5_0, 32, 4, 1, false, 32, 16, false, false},
-    QuantFormat{TensorType::kQ5_1, 32, 4, 1, false, 32, 16, false, true},
-    QuantFormat{TensorType::kQ8_0, 32, 8, 0, false, 32, 0, false, false},
-    QuantFormat{TensorType::kQ2_K, 256, 2, 0, false, 16, 0, true, true},
-    QuantFormat{TensorType::kQ3_K, 256, 2, 1, false, 16, 4, true, false},
-    QuantFormat{TensorType::kQ4_K, 256, 4, 0, false, 32, 0, true, true},
-    QuantFormat{TensorType::kQ5_K, 256, 4, 1, false, 32, 16, true, true},
-    QuantFormat{TensorType::kQ6_K, 256, 4, 2, false, 16, 32, true, false},
-    QuantFormat{TensorType::kIQ4_NL, 32, 4, 0, true, 32, 0, false, false},
-    QuantFormat{TensorType::kIQ4_XS, 256, 4, 0, true, 32, 0, true, false},
+    QuantFormat{0, TensorType::kQ4_0, 32, 4, 0, false, 32, 8, false, false},
+    QuantFormat{1, TensorType::kQ4_1, 32, 4, 0, false, 32, 0, false, true},
+    QuantFormat{2, TensorType::kQ5_0, 32, 4, 1, false, 32, 16, false, false},
+    QuantFormat{3, TensorType::kQ5_1, 32, 4, 1, false, 32, 16, false, true},
+    QuantFormat{4, TensorType::kQ8_0, 32, 8, 0, false, 32, 0, false, false},
+    QuantFormat{5, TensorType::kQ2_K, 256, 2, 0, false, 16, 0, true, true},
+    QuantFormat{6, TensorType::kQ3_K, 256, 2, 1, false, 16, 4, true, false},
+    QuantFormat{7, TensorType::kQ4_K, 256, 4, 0, false, 32, 0, true, true},
+    QuantFormat{8, TensorType::kQ5_K, 256, 4, 1, false, 32, 16, true, true},
+    QuantFormat{9, TensorType::kQ6_K, 256, 4, 2, false, 16, 32, true, false},
+    QuantFormat{10, TensorType::kIQ4_NL, 32, 4, 0, true, 32, 0, false, false},
+    QuantFormat{11, TensorType::kIQ4_XS, 256, 4, 0, true, 32, 0, true, false},
 };
+static_assert(kFormats.size() == kQuantFormatCount);
 
 void SplitNibbles(const uint8_t* bytes, int n, uint8_t* low, uint8_t* high) {
   for (int i = 0; i < n; ++i) {

@@ -22,8 +22,11 @@ struct BlockCodes {
   uint8_t min[16];
 };
 
+inline constexpr int kQuantFormatCount = 12;
+
 // The constants of a quantised type.
 struct QuantFormat {
+  int index;  // in tables of kernels: 0..kQuantFormatCount-1
   storage::TensorType type;
   int block;        // elements per block
   int low_bits;     // 2, 4 or 8: bits of a code in the low plane

@@ -1,8 +1,13 @@
 // The tables of kernels, one per instruction set, and which of them is in use. Internal to engine/kernels.
+//
+// The files that fill these tables are compiled with flags for their instruction set: they must not use inline
+// functions of shared headers (the linker keeps one copy, and it may be theirs).
 #ifndef EMBERGATE_ENGINE_KERNELS_KERNEL_TABLE_H_
 #define EMBERGATE_ENGINE_KERNELS_KERNEL_TABLE_H_
 
 #include <cstdint>
+
+#include "engine/kernels/packed_format.h"
 
 namespace embergate::engine {
 
@@ -17,15 +22,85 @@ struct ElementwiseTable {
   void (*rotate_half)(float* x, const float* cos, const float* sin, int64_t d);
 };
 
+// One panel times `tokens` tokens over `units` units: acc[t * acc_stride + 0..15], started from zero if `first`.
+//   low, high  planes of the first unit
+//   scale      f32 [unit][32 / group][16]; min the same, null if the type has none
+//   x          token t's units at x + t * x_stride
+struct QuantTile {
+  const uint8_t* low;
+  const uint8_t* high;
+  const float* scale;
+  const float* min;
+  const ActivationUnit* x;
+  int64_t x_stride;
+  int tokens;
+  int units;
+  float* acc;
+  int64_t acc_stride;
+  bool first;
+};
+
+// One panel times `tokens` tokens over `cols` columns, at most kFloatRun or a multiple of it.
+//   w   [cols][16] elements; x token t at x + t * x_stride
+struct FloatTile {
+  const uint8_t* w;
+  const float* x;
+  int64_t x_stride;
+  int tokens;
+  int64_t cols;
+  float* acc;
+  int64_t acc_stride;
+  bool first;
+};
+
+using QuantTileFunction = void (*)(const QuantTile& tile);
+using UnpackFunction = void (*)(const uint8_t* low, const uint8_t* high, int units, uint8_t* out);
+using FloatTileFunction = void (*)(const FloatTile& tile);
+
+struct QuantKernels {
+  QuantTileFunction packed = nullptr;    // reads the planes; tokens <= packed_tokens_max
+  UnpackFunction unpack = nullptr;       // planes -> one byte per code, chunk by chunk
+  QuantTileFunction unpacked = nullptr;  // reads what `unpack` wrote (tile.low); tokens <= unpacked_tokens_max
+  int bias = 0;                          // that `packed` and `unpacked` expect in ActivationUnit::init
+};
+
+struct MatMulTable {
+  int packed_tokens_max;
+  int unpacked_tokens_max;
+  int float_tokens_max;
+  InitForm init_form;
+  QuantKernels quant[kQuantFormatCount];  // by QuantFormat::index
+  FloatTileFunction f32;
+  FloatTileFunction f16;
+  FloatTileFunction bf16;
+  // f32 scales (and mins, adjusted by the bias) of units [unit, unit + units) from a panel's scale part.
+  void (*expand_scales)(const QuantFormat& format, const uint8_t* scales, int64_t panel_units, int64_t unit, int units,
+                        float* scale, float* min);
+  // All of a unit but `init`, for cols / 32 units.
+  void (*quantize)(const float* x, int64_t cols, ActivationUnit* out);
+};
+
 struct KernelTable {
   const char* name;
-  ElementwiseTable elementwise;
+  const ElementwiseTable* elementwise;
+  const MatMulTable* matmul;
 };
 
 // The table in use.
 const KernelTable& Kernels();
 
 extern const ElementwiseTable kRefElementwise;
+extern const MatMulTable kRefMatMul;
+#if defined(__x86_64__)
+extern const MatMulTable kAvx2MatMul;
+extern const MatMulTable kAvx512MatMul;
+extern const ElementwiseTable kAvx2Elementwise;
+#elif defined(__aarch64__)
+extern const MatMulTable kNeonMatMul;
+extern const MatMulTable kNeonDotMatMul;
+extern const MatMulTable kNeonI8mmMatMul;
+extern const ElementwiseTable kNeonElementwise;
+#endif
 
 }  // namespace embergate::engine
 

@@ -1,46 +1,192 @@
+// Weights: memory, and the repacking of rows from the file's blocks into panels (packed_format.h).
+#include <sys/mman.h>
+
+#include <algorithm>
 #include <cstring>
-#include <new>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "engine/kernels/kernels.h"
+#include "engine/kernels/dequantize.h"
+#include "engine/kernels/float16.h"
+#include "engine/kernels/matrix_impl.h"
 
 namespace embergate::engine {
+namespace {
 
-struct Matrix::Impl {
-  storage::TensorType type = storage::TensorType::kF32;
-  int64_t rows = 0;
-  int64_t cols = 0;
-  int64_t appended = 0;
-  int64_t row_bytes = 0;
-  std::vector<uint8_t> bytes;
-};
+using storage::TensorType;
 
-struct MatMulInput::Impl {
-  const float* x = nullptr;
-  int n = 0;
-  int64_t cols = 0;
-  int64_t stride = 0;
+constexpr size_t kPageBytes = 4096;
+constexpr size_t kHugePageBytes = size_t{2} << 20;
+
+// Where chunk `c` of a plane of `bits` lies: see packed_format.h.
+struct ChunkPlace {
+  int vector;
+  int shift;
 };
+ChunkPlace PlaceOf(int bits, int c) { return {c % bits, bits * (c / bits)}; }
+
+// Writes bits [from, from + bits) of one row's 32 codes into a unit of a plane.
+void PackPlane(const uint8_t* code, int from, int bits, int row, uint8_t* unit) {
+  for (int c = 0; c < 8; ++c) {
+    const ChunkPlace place = PlaceOf(bits, c);
+    uint8_t* bytes = unit + place.vector * kChunkBytes + row * 4;
+    for (int i = 0; i < 4; ++i) {
+      const int value = code[4 * c + i] >> from & ((1 << bits) - 1);
+      bytes[i] = static_cast<uint8_t>(bytes[i] | value << place.shift);
+    }
+  }
+}
+
+int UnpackCode(const uint8_t* unit, int bits, int row, int col) {
+  const ChunkPlace place = PlaceOf(bits, col / 4);
+  return unit[place.vector * kChunkBytes + row * 4 + col % 4] >> place.shift & ((1 << bits) - 1);
+}
+
+void PutHalf(uint8_t* scales, int64_t index, uint16_t half) { std::memcpy(scales + 2 * index, &half, 2); }
+
+uint16_t GetHalf(const uint8_t* scales, int64_t index) { return LoadU16(scales + 2 * index); }
+
+// Block `b` of a row, at row `row` of the panel.
+void PackBlock(const QuantFormat& format, const PanelLayout& layout, const BlockCodes& codes, int64_t b, int row,
+               uint8_t* panel) {
+  const int units = format.block / kUnitCols;
+  for (int u = 0; u < units; ++u) {
+    const int64_t unit = b * units + u;
+    PackPlane(codes.code + u * kUnitCols, 0, format.low_bits, row, panel + unit * layout.low_unit_bytes);
+    if (format.high_bits > 0) {
+      PackPlane(codes.code + u * kUnitCols, format.low_bits, format.high_bits, row,
+                panel + layout.high_offset + unit * layout.high_unit_bytes);
+    }
+  }
+  uint8_t* scales = panel + layout.scale_offset;
+  if (!format.sub_scales) {
+    PutHalf(scales, b * kPanelRows + row, codes.d);
+    if (format.has_min) {
+      PutHalf(scales, (layout.units + b) * kPanelRows + row, codes.m);
+    }
+    return;
+  }
+  uint8_t* block = scales + b * SubScaleBlockBytes(format);
+  const int groups = 256 / format.group;
+  for (int g = 0; g < groups; ++g) {
+    block[g * kPanelRows + row] = static_cast<uint8_t>(codes.scale[g]);
+    if (format.has_min) {
+      block[(groups + g) * kPanelRows + row] = codes.min[g];
+    }
+  }
+  uint8_t* factors = block + groups * kPanelRows * (format.has_min ? 2 : 1);
+  PutHalf(factors, row, codes.d);
+  if (format.has_min) {
+    PutHalf(factors, kPanelRows + row, codes.m);
+  }
+}
+
+// Q4_0's and IQ4_NL's nibbles are already paired as the plane pairs them (element i with i + 16), Q8_0's bytes are
+// whole codes: four-byte words move as they are. These are most bytes of most files; a panel is read once.
+void PackWords(const PanelLayout& layout, const uint8_t* blocks, int64_t block_bytes, int words, int row,
+               uint8_t* panel) {
+  uint8_t* scales = panel + layout.scale_offset;
+  for (int64_t b = 0; b < layout.units; ++b, blocks += block_bytes) {
+    std::memcpy(scales + 2 * (b * kPanelRows + row), blocks, 2);
+    uint8_t* unit = panel + b * layout.low_unit_bytes + row * 4;
+    for (int w = 0; w < words; ++w) {
+      std::memcpy(unit + w * kChunkBytes, blocks + 2 + 4 * w, 4);
+    }
+  }
+}
+
+void PackRow(const Matrix::Impl& m, const uint8_t* file_row, int row, uint8_t* panel) {
+  if (m.format == nullptr) {
+    const size_t bytes = static_cast<size_t>(m.element_bytes);
+    for (int64_t c = 0; c < m.cols; ++c) {
+      std::memcpy(panel + static_cast<size_t>(c * kPanelRows + row) * bytes, file_row + static_cast<size_t>(c) * bytes,
+                  bytes);
+    }
+    return;
+  }
+  const QuantFormat& format = *m.format;
+  const int64_t block_bytes = storage::TraitsOf(m.type).block_bytes;
+  if (m.type == TensorType::kQ4_0 || m.type == TensorType::kIQ4_NL) {
+    return PackWords(m.layout, file_row, block_bytes, 4, row, panel);
+  }
+  if (m.type == TensorType::kQ8_0) {
+    return PackWords(m.layout, file_row, block_bytes, 8, row, panel);
+  }
+  BlockCodes codes;
+  for (int64_t b = 0; b < m.cols / format.block; ++b) {
+    DecodeBlock(format, file_row + b * block_bytes, &codes);
+    PackBlock(format, m.layout, codes, b, row, panel);
+  }
+}
+
+}  // namespace
+
+HugeMemory::~HugeMemory() {
+  if (data_ != nullptr) {
+    munmap(data_, bytes_);
+  }
+}
+
+bool HugeMemory::Allocate(size_t bytes) {
+  // A mapping that starts on a huge page's border: map one more than needed, then give back the ends.
+  const bool huge = bytes >= kHugePageBytes;
+  const size_t rounded = (bytes + kPageBytes - 1) / kPageBytes * kPageBytes;
+  const size_t mapped = huge ? rounded + kHugePageBytes : rounded;
+  void* p = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (p == MAP_FAILED) {
+    return false;
+  }
+  data_ = static_cast<uint8_t*>(p);
+  bytes_ = mapped;
+  if (huge) {
+    const size_t address = reinterpret_cast<size_t>(p);
+    const size_t head = (kHugePageBytes - address % kHugePageBytes) % kHugePageBytes;
+    const size_t tail = mapped - head - rounded;
+    // Both ends are whole pages on every kernel whose page is at most 64 KiB, if `rounded` is; if the kernel refuses,
+    // the mapping stays larger, which costs address space only.
+    if (tail > 0 && munmap(data_ + head + rounded, tail) == 0) {
+      bytes_ -= tail;
+    }
+    if (head > 0 && munmap(data_, head) == 0) {
+      data_ += head;
+      bytes_ -= head;
+    }
+    madvise(data_, bytes_, MADV_HUGEPAGE);  // advice: a system without huge pages is merely slower
+  }
+  return true;
+}
 
 Matrix::Matrix() : impl_(std::make_unique<Impl>()) {}
 Matrix::~Matrix() = default;
 Matrix::Matrix(Matrix&&) noexcept = default;
 Matrix& Matrix::operator=(Matrix&&) noexcept = default;
 
-absl::StatusOr<Matrix> Matrix::Create(storage::TensorType type, int64_t rows, int64_t cols) {
+absl::StatusOr<Matrix> Matrix::Create(TensorType type, int64_t rows, int64_t cols) {
+  constexpr int64_t kElementsMax = int64_t{1} << 40;
   const storage::TensorTypeTraits& traits = storage::TraitsOf(type);
-  if (!IsSupportedWeightType(type) || rows <= 0 || cols <= 0 || cols % traits.block_elements != 0) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("no kernel takes a ", std::string(traits.name), " matrix of ", rows, " x ", cols));
+  if (!IsSupportedWeightType(type) || rows <= 0 || cols <= 0 || rows > kElementsMax / cols ||
+      cols % traits.block_elements != 0) {
+    return absl::InvalidArgumentError(absl::StrCat("no kernel takes a ", std::string(traits.name), " matrix of ", rows,
+                                                   " rows and ", cols, " columns (columns must be a multiple of ",
+                                                   traits.block_elements, ")"));
   }
   Matrix matrix;
   Impl& impl = *matrix.impl_;
   impl.type = type;
+  impl.format = FindQuantFormat(type);
   impl.rows = rows;
   impl.cols = cols;
   impl.row_bytes = cols / traits.block_elements * traits.block_bytes;
-  impl.bytes.resize(static_cast<size_t>(rows * impl.row_bytes));
+  if (impl.format != nullptr) {
+    impl.layout = MakePanelLayout(*impl.format, cols);
+  } else {
+    impl.element_bytes = traits.block_bytes;
+    impl.layout.panel_bytes = cols * kPanelRows * impl.element_bytes;
+  }
+  const size_t bytes = static_cast<size_t>(impl.panels() * impl.layout.panel_bytes);
+  if (!impl.memory.Allocate(bytes)) {
+    return absl::ResourceExhaustedError(absl::StrCat("the system refused ", bytes, " bytes for a weight matrix"));
+  }
   return matrix;
 }
 
@@ -48,46 +194,72 @@ absl::Status Matrix::AppendRows(absl::Span<const uint8_t> file_bytes) {
   Impl& impl = *impl_;
   const int64_t size = static_cast<int64_t>(file_bytes.size());
   if (impl.row_bytes == 0 || size % impl.row_bytes != 0 || size / impl.row_bytes > impl.rows - impl.appended) {
-    return absl::InvalidArgumentError(absl::StrCat(size, " bytes are not whole rows of the ", impl.rows - impl.appended,
-                                                   " missing, each of ", impl.row_bytes));
+    return absl::InvalidArgumentError(absl::StrCat(size, " bytes are not whole rows (", impl.row_bytes,
+                                                   " bytes each) of the ", impl.rows - impl.appended, " missing"));
   }
-  std::memcpy(impl.bytes.data() + impl.appended * impl.row_bytes, file_bytes.data(), file_bytes.size());
-  impl.appended += size / impl.row_bytes;
+  for (const uint8_t* row = file_bytes.data(); row != file_bytes.data() + size; row += impl.row_bytes) {
+    uint8_t* panel = impl.memory.data() + impl.appended / kPanelRows * impl.layout.panel_bytes;
+    PackRow(impl, row, static_cast<int>(impl.appended % kPanelRows), panel);
+    ++impl.appended;
+  }
   return absl::OkStatus();
 }
 
 bool Matrix::complete() const { return impl_->rows > 0 && impl_->appended == impl_->rows; }
-storage::TensorType Matrix::type() const { return impl_->type; }
+TensorType Matrix::type() const { return impl_->type; }
 int64_t Matrix::rows() const { return impl_->rows; }
 int64_t Matrix::cols() const { return impl_->cols; }
-size_t Matrix::resident_bytes() const { return impl_->bytes.size(); }
+size_t Matrix::resident_bytes() const { return impl_->memory.bytes(); }
 
 void Matrix::DequantizeRowTo(int64_t row, float* out) const {
-  DequantizeRow(impl_->type, impl_->bytes.data() + row * impl_->row_bytes, impl_->cols, out);
-}
-
-MatMulInput::MatMulInput(int, int64_t) : impl_(std::make_unique<Impl>()) {}
-MatMulInput::~MatMulInput() = default;
-
-void MatMulInput::Set(const float* x, int n, int64_t cols, int64_t stride) { *impl_ = {x, n, cols, stride}; }
-size_t MatMulInput::resident_bytes() const { return sizeof(Impl); }
-
-void MatMul(const Matrix& w, MatMulInput& x, float* y, int64_t y_stride, ThreadPool& pool) {
-  const MatMulInput::Impl& in = x.impl();
-  pool.ParallelFor(w.rows(), 16, [&](int64_t begin, int64_t end, int) {
-    std::vector<float> row(static_cast<size_t>(w.cols()));
-    for (int64_t r = begin; r < end; ++r) {
-      w.DequantizeRowTo(r, row.data());
-      for (int t = 0; t < in.n; ++t) {
-        const float* xt = in.x + t * in.stride;
-        float sum = 0;
-        for (int64_t c = 0; c < w.cols(); ++c) {
-          sum += row[static_cast<size_t>(c)] * xt[c];
-        }
-        y[t * y_stride + r] = sum;
+  const Impl& m = *impl_;
+  const uint8_t* panel = m.panel(row / kPanelRows);
+  const int r = static_cast<int>(row % kPanelRows);
+  if (m.format == nullptr) {
+    for (int64_t c = 0; c < m.cols; ++c) {
+      DequantizeRow(m.type, panel + (c * kPanelRows + r) * m.element_bytes, 1, out + c);
+    }
+    return;
+  }
+  const QuantFormat& f = *m.format;
+  const uint8_t* scales = panel + m.layout.scale_offset;
+  for (int64_t first = 0; first < m.cols; first += f.group) {
+    float scale;
+    float min = 0;
+    if (f.sub_scales) {
+      const uint8_t* block = scales + first / 256 * SubScaleBlockBytes(f);
+      const int groups = 256 / f.group;
+      const int64_t at = first % 256 / f.group * kPanelRows + r;
+      const uint8_t* factors = block + groups * kPanelRows * (f.has_min ? 2 : 1);
+      scale = HalfToFloat(GetHalf(factors, r)) * static_cast<float>(static_cast<int8_t>(block[at]));
+      if (f.has_min) {
+        min = -HalfToFloat(GetHalf(factors, kPanelRows + r)) * static_cast<float>(block[groups * kPanelRows + at]);
+      }
+    } else {
+      const int64_t at = first / kUnitCols * kPanelRows + r;
+      scale = HalfToFloat(GetHalf(scales, at));
+      if (f.has_min) {
+        min = HalfToFloat(GetHalf(scales, m.layout.units * kPanelRows + at));
       }
     }
-  });
+    const uint8_t* low = panel + first / kUnitCols * m.layout.low_unit_bytes;
+    const uint8_t* high = panel + m.layout.high_offset + first / kUnitCols * m.layout.high_unit_bytes;
+    for (int i = 0; i < f.group; ++i) {
+      const int col = static_cast<int>(first % kUnitCols) + i;
+      int level = UnpackCode(low, f.low_bits, r, col);
+      if (f.high_bits > 0) {
+        level |= UnpackCode(high, f.high_bits, r, col) << f.low_bits;
+      }
+      if (f.code_book) {
+        level = kIq4Levels[level];
+      } else if (f.low_bits == 8) {
+        level = static_cast<int8_t>(level);
+      } else if (!f.has_min) {
+        level -= f.bias;
+      }
+      out[first + i] = f.has_min ? scale * static_cast<float>(level) + min : scale * static_cast<float>(level);
+    }
+  }
 }
 
 }  // namespace embergate::engine

@@ -1,0 +1,66 @@
+// What a Matrix and a MatMulInput hold. Internal to engine/kernels.
+#ifndef EMBERGATE_ENGINE_KERNELS_MATRIX_IMPL_H_
+#define EMBERGATE_ENGINE_KERNELS_MATRIX_IMPL_H_
+
+#include <cstddef>
+#include <cstdint>
+
+#include "engine/kernels/kernels.h"
+#include "engine/kernels/packed_format.h"
+
+namespace embergate::engine {
+
+// Zeroed anonymous memory, aligned to 64 bytes at least, in huge pages where it is large and the system gives them.
+class HugeMemory {
+ public:
+  HugeMemory() = default;
+  ~HugeMemory();
+  HugeMemory(const HugeMemory&) = delete;
+  HugeMemory& operator=(const HugeMemory&) = delete;
+  // False when memory is refused.
+  bool Allocate(size_t bytes);
+  uint8_t* data() const { return data_; }
+  size_t bytes() const { return bytes_; }  // mapped, a multiple of the page size
+
+ private:
+  uint8_t* data_ = nullptr;
+  size_t bytes_ = 0;
+};
+
+struct Matrix::Impl {
+  storage::TensorType type = storage::TensorType::kF32;
+  const QuantFormat* format = nullptr;  // null for F32, F16, BF16
+  int64_t rows = 0;
+  int64_t cols = 0;
+  int64_t appended = 0;
+  int64_t row_bytes = 0;      // in the file
+  int64_t element_bytes = 0;  // float types
+  PanelLayout layout;         // quantised types; panel_bytes for all
+  HugeMemory memory;
+
+  int64_t panels() const { return (rows + kPanelRows - 1) / kPanelRows; }
+  const uint8_t* panel(int64_t p) const { return memory.data() + p * layout.panel_bytes; }
+};
+
+struct MatMulInput::Impl {
+  int tokens_max = 0;
+  int64_t cols_max = 0;
+  const float* x = nullptr;
+  int n = 0;
+  int64_t cols = 0;
+  int64_t stride = 0;
+
+  bool quantized = false;
+  int init_bias = 0;  // what the units' init was made for
+  int init_group = 0;
+  HugeMemory units;  // ActivationUnit [n][cols / 32]
+
+  const ActivationUnit* unit_data() const { return reinterpret_cast<const ActivationUnit*>(units.data()); }
+  int64_t units_per_token() const { return cols / kUnitCols; }
+  // Makes the units and their init for `bias`, once each until the next Set.
+  void Prepare(int bias, int group, ThreadPool& pool);
+};
+
+}  // namespace embergate::engine
+
+#endif  // EMBERGATE_ENGINE_KERNELS_MATRIX_IMPL_H_
