@@ -175,6 +175,7 @@ void ForwardGemma3n(const ForwardContext& ctx, const StepBatch& batch, absl::Spa
 
   for (int index = 0; index < config.layer_count(); ++index) {
     int n = static_cast<int>(tokens.size());
+    ctx.ple.Poll();
     Predict(ctx, index, s, p, n);
     ctx.See("attn_in", index, ctx.act.normed.data(), n, d);
     if (config.layers[index].owns_kv) {

@@ -57,6 +57,7 @@ void ForwardGemma4(const ForwardContext& ctx, const StepBatch& batch, absl::Span
   for (int index = 0; index < config.layer_count(); ++index) {
     const LayerWeights& w = ctx.weights.layers[index];
     int n = static_cast<int>(tokens.size());
+    ctx.ple.Poll();
     NormTokens(ctx, x, w.attn_norm, n, ctx.act.normed.data());
     ctx.See("attn_in", index, ctx.act.normed.data(), n, d);
     bool input_set = false;
