@@ -233,7 +233,7 @@ void Tokenizer::Impl::AppendPlain(absl::string_view text, std::vector<int32_t>& 
     const int64_t symbol = !valid ? kNoSymbol : space ? space_symbol : SymbolOf(code_point, text.substr(0, bytes));
     if (symbol == kNoSymbol) {
       flush();
-      AppendUncovered(space ? kSpaceLetter : text.substr(0, bytes), after_unknown, ids);
+      AppendUncovered(text.substr(0, bytes), after_unknown, ids);  // a space itself, if "▁" is no piece
     } else {
       if (!run.empty() && !letter_pairs.MayMerge(previous, code_point)) {
         flush();

@@ -220,9 +220,6 @@ absl::Status CheckVocabulary(const Vocabulary& vocabulary) {
   if (vocabulary.model == "llama" && vocabulary.scores.empty()) {
     return bad("the kind 'llama' needs scores (tokenizer.ggml.scores)");
   }
-  if (vocabulary.model == "gemma4" && vocabulary.merges.empty()) {
-    return bad("the kind 'gemma4' needs merges (tokenizer.ggml.merges)");
-  }
   if (vocabulary.merges.size() > kMergesMax) {
     return bad(vocabulary.merges.size(), " merges; at most ", kMergesMax, " are possible");
   }
@@ -297,17 +294,22 @@ absl::Status CompleteVocabulary(const TokenizerConfig& config, Vocabulary& vocab
     vocabulary.types[static_cast<size_t>(vocabulary.unknown_id)] = TokenType::kUnknown;
   }
 
-  // Without a list of its own: the ids that Gemma's instruction-tuned models end with.
-  if (vocabulary.eos_ids.empty()) {
-    const int32_t tool_response = FindToken(vocabulary, "<|tool_response>");
-    if (tool_response >= 0) {
-      vocabulary.eos_ids.push_back(tool_response);
+  // Without a list of its own: the ids that Gemma's instruction-tuned models end with. (The file's one eos id may be
+  // the end of the turn.)
+  std::vector<int32_t>& ends = vocabulary.eos_ids;
+  const bool derived = ends.empty();
+  const auto add_end = [&ends](int32_t id) {
+    if (id >= 0 && std::find(ends.begin(), ends.end(), id) == ends.end()) {
+      ends.push_back(id);
     }
+  };
+  add_end(vocabulary.eos_id);
+  if (derived) {
+    add_end(FindToken(vocabulary, "<eos>"));
   }
-  for (const int32_t id : {vocabulary.eot_id, vocabulary.eos_id}) {
-    if (id >= 0 && std::find(vocabulary.eos_ids.begin(), vocabulary.eos_ids.end(), id) == vocabulary.eos_ids.end()) {
-      vocabulary.eos_ids.insert(vocabulary.eos_ids.begin(), id);
-    }
+  add_end(vocabulary.eot_id);
+  if (derived) {
+    add_end(FindToken(vocabulary, "<|tool_response>"));
   }
   return CheckVocabulary(vocabulary);
 }

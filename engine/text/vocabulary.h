@@ -26,7 +26,7 @@ struct Vocabulary {
   std::vector<std::string> tokens;  // pieces as stored: U+2581 for a space, <0xNN> for a byte
   std::vector<float> scores;        // empty or one per token
   std::vector<TokenType> types;     // one per token
-  std::vector<std::string> merges;  // "left right", best first; empty for "llama"
+  std::vector<std::string> merges;  // "left right", best first; not used by "llama"
   int32_t bos_id = -1;              // -1 = none
   int32_t eos_id = -1;
   int32_t eot_id = -1;

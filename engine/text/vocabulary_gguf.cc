@@ -79,6 +79,10 @@ absl::StatusOr<Vocabulary> VocabularyFromGguf(const storage::GgufFile& file) {
   } else {
     vocabulary.types.assign(vocabulary.tokens.size(), TokenType::kNormal);
   }
+  if (vocabulary.model == "gemma4" && !file.Has(kMerges)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(file.shard_path(0), ": ", kModel, " is 'gemma4', which needs ", kMerges));
+  }
   if (file.Has(kMerges)) {
     EMBERGATE_ASSIGN_OR_RETURN(const std::vector<absl::string_view> merges, file.GetStrings(kMerges));
     if (merges.size() > kMergesMax) {
@@ -145,7 +149,7 @@ void AddVocabularyToGguf(const Vocabulary& vocabulary, storage::GgufWriter& writ
     types.push_back(static_cast<int32_t>(type));
   }
   writer.AddInt32s(kTypes, types);
-  if (!vocabulary.merges.empty()) {
+  if (vocabulary.model == "gemma4") {
     writer.AddStrings(kMerges, vocabulary.merges);
   }
   for (const IdKey& entry : kIds) {

@@ -12,7 +12,7 @@
 
 namespace embergate::engine {
 
-std::string ReadFile(const std::string& path);  // a test failure and "" if it can't be read
+std::string ReadFile(const std::string& path);           // a test failure and "" if it can't be read
 nlohmann::json ReadGoldenJson(const std::string& path);  // below tests/golden
 
 // `source` is "json" (tokenizer.json) or "model" (tokenizer.model), `kind` the GGUF kind to end with; through a file
@@ -24,7 +24,6 @@ std::unique_ptr<Tokenizer> GoldenTokenizer(const std::string& name, const std::s
 // Writes to a temporary GGUF file and reads it back.
 Vocabulary ThroughGguf(const Vocabulary& vocabulary);
 std::unique_ptr<Tokenizer> MakeTokenizer(Vocabulary vocabulary);
-
 
 }  // namespace embergate::engine
 
