@@ -5,12 +5,8 @@
 namespace embergate::engine {
 
 Sequence::Sequence(RequestId request_id, GenerateRequest r, const SequenceShape& s, TokenSink* k,
-                   const Tokenizer* tokenizer)
-    : id(request_id), request(std::move(r)), shape(s), sink(k), tokens(request.prompt), text(request.stop) {
-  if (tokenizer != nullptr) {
-    decoder.emplace(*tokenizer, request.special_in_text);
-  }
-}
+                   TextOutput text_output)
+    : id(request_id), request(std::move(r)), shape(s), sink(k), text(std::move(text_output)) {}
 
 RunningSequence Sequence::AsRunning() const {
   RunningSequence running;

@@ -33,8 +33,10 @@ struct StepLoop::Pending {
   }
 };
 
-StepLoop::StepLoop(LanguageModel& model, std::vector<int32_t> eos_ids, const EngineOptions& options, const Clock& clock)
+StepLoop::StepLoop(LanguageModel& model, const Tokenizer* tokenizer, std::vector<int32_t> eos_ids,
+                   const EngineOptions& options, const Clock& clock)
     : model_(model),
+      tokenizer_(tokenizer),
       eos_ids_(std::move(eos_ids)),
       options_(options),
       clock_(clock),
@@ -421,11 +423,8 @@ void StepLoop::Emit(const Chunk& chunk, int row, int64_t now, Pending* pending) 
       if (wanted) {
         logprobs = LogprobsOf(pending->logits_row, id, sequence.request.top_logprobs);
       }
-      const std::string piece = sequence.decoder.has_value() ? sequence.decoder->Push(id) : "";
-      if (sequence.text.Push(id, piece, sequence.generated() >= stop.tokens_min, wanted ? &logprobs : nullptr,
-                             &event)) {
+      if (sequence.text.Push(id, "", sequence.generated() >= stop.tokens_min, wanted ? &logprobs : nullptr, &event)) {
         pending->Finish(FinishReason::kStopString, absl::OkStatus());
-        pending->stop_id = -1;
       }
       if (!event.ids.empty() || !event.text.empty()) {
         sequence.sink->OnTokens(std::move(event));
@@ -477,7 +476,7 @@ void StepLoop::Finish(Sequence& sequence, FinishReason reason, absl::Status stat
     finish.stop_string = sequence.text.stop_string();
   } else {
     TokenEvent rest;
-    sequence.text.Flush(sequence.decoder.has_value() ? sequence.decoder->Finish() : "", &rest);
+    sequence.text.Flush("", &rest);
     if (!rest.ids.empty() || !rest.text.empty()) {
       sequence.sink->OnTokens(std::move(rest));
     }

@@ -12,9 +12,6 @@ void CallRecord::Finish(const absl::Status& status, grpc::StatusCode sent, const
   engine::Receipt receipt;
   if (finish != nullptr) {
     receipt = finish->receipt;
-    if (finish->status.ok()) {
-      stats_->CountServiceSeconds(receipt.prefill_seconds + receipt.decode_seconds);
-    }
   }
   // A client's mistakes and changes of mind are counted, not reported; the server's own troubles are.
   const bool trouble = sent == grpc::StatusCode::INTERNAL || sent == grpc::StatusCode::DATA_LOSS ||

@@ -181,12 +181,16 @@ absl::StatusOr<std::vector<int32_t>> ChatToIds(const v1::ChatInput& proto, const
   if (!violations.empty()) {
     return std::vector<int32_t>();
   }
+#ifdef EMBERGATE_HAVE_CHAT
   absl::StatusOr<std::vector<engine::PromptPiece>> pieces = engine::RenderChatPieces(*model.chat_format, request);
   if (!pieces.ok()) {
     violations.Add("chat", std::string(pieces.status().message()));
     return std::vector<int32_t>();
   }
   return engine::EncodePrompt(*model.tokenizer, *pieces);
+#else
+  return absl::UnimplementedError("this build has no chat formats");
+#endif
 }
 
 }  // namespace embergate::server

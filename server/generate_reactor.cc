@@ -223,7 +223,7 @@ GenerateReactor::Operation GenerateReactor::NextOperation() {
     return Operation::kNone;
   }
   busy_ = true;
-  absl::Status status = finish_event_->status;
+  absl::Status status = lifecycle_.Explain(finish_event_->status);
   if (overflow_ && !broken_) {
     record_.CountSlowReader();
     status = WithReason(absl::ResourceExhaustedError(absl::StrCat("the stream is read too slowly: more than ",

@@ -15,6 +15,7 @@
 #include "engine/engine.h"
 #include "engine/token_sink.h"
 #include "server/call_record.h"
+#include "server/lifecycle.h"
 
 namespace embergate::server {
 
@@ -31,8 +32,10 @@ namespace embergate::server {
 // may be gone.
 class GenerateReactor final : public grpc::ServerWriteReactor<v1::GenerateResponse>, public engine::TokenSink {
  public:
-  GenerateReactor(grpc::CallbackServerContext* context, CallRecord record, size_t pending_bytes_max)
-      : context_(context), record_(std::move(record)), pending_bytes_max_(pending_bytes_max) {}
+  // Borrows `context` and `lifecycle`.
+  GenerateReactor(grpc::CallbackServerContext* context, const Lifecycle& lifecycle, CallRecord record,
+                  size_t pending_bytes_max)
+      : context_(context), lifecycle_(lifecycle), record_(std::move(record)), pending_bytes_max_(pending_bytes_max) {}
   ~GenerateReactor() override;
 
   // Either of these once, from the RPC's handler. Start submits the request; if the engine refuses it, the stream
@@ -63,6 +66,7 @@ class GenerateReactor final : public grpc::ServerWriteReactor<v1::GenerateRespon
   void DropPending() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   grpc::CallbackServerContext* const context_;
+  const Lifecycle& lifecycle_;
   CallRecord record_;
   const size_t pending_bytes_max_;
   engine::Engine* engine_ = nullptr;  // set by Start, before the sink is known to anyone

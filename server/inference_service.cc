@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "absl/time/time.h"
-#include "server/admission.h"
+#include "engine/retry_after.h"
 #include "server/call_record.h"
 #include "server/generate_reactor.h"
 #include "server/response_builder.h"
@@ -39,8 +39,8 @@ absl::Time DeadlineOf(const grpc::CallbackServerContext& context) { return absl:
 
 grpc::ServerWriteReactor<v1::GenerateResponse>* InferenceService::Generate(grpc::CallbackServerContext* context,
                                                                            const v1::GenerateRequest* request) {
-  auto* reactor = new GenerateReactor(context, CallRecord(Method::kGenerate, request->request_id(), &stats_),
-                                      options_.pending_bytes_max);
+  auto* reactor = new GenerateReactor(
+      context, lifecycle_, CallRecord(Method::kGenerate, request->request_id(), &stats_), options_.pending_bytes_max);
   const ServedModel* model = nullptr;
   absl::StatusOr<engine::GenerateRequest> parsed = Guarded([&]() -> absl::StatusOr<engine::GenerateRequest> {
     EMBERGATE_ASSIGN_OR_RETURN(model, lifecycle_.Serving());
@@ -51,14 +51,14 @@ grpc::ServerWriteReactor<v1::GenerateResponse>* InferenceService::Generate(grpc:
     return reactor;
   }
   parsed->deadline = DeadlineOf(*context);
-  reactor->Start(*model->engine, *std::move(parsed),
-                 [&](absl::Status status) { return Refusal(*model, std::move(status)); });
+  reactor->Start(*model->engine, *std::move(parsed), Refusal);
   return reactor;
 }
 
 grpc::ServerUnaryReactor* InferenceService::Score(grpc::CallbackServerContext* context, const v1::ScoreRequest* request,
                                                   v1::ScoreResponse* response) {
-  auto* reactor = new ScoreReactor(context, response, CallRecord(Method::kScore, request->request_id(), &stats_));
+  auto* reactor =
+      new ScoreReactor(context, lifecycle_, response, CallRecord(Method::kScore, request->request_id(), &stats_));
   const ServedModel* model = nullptr;
   absl::StatusOr<engine::GenerateRequest> parsed = Guarded([&]() -> absl::StatusOr<engine::GenerateRequest> {
     EMBERGATE_ASSIGN_OR_RETURN(model, lifecycle_.Serving());
@@ -69,8 +69,7 @@ grpc::ServerUnaryReactor* InferenceService::Score(grpc::CallbackServerContext* c
     return reactor;
   }
   parsed->deadline = DeadlineOf(*context);
-  reactor->Start(*model->engine, *std::move(parsed),
-                 [&](absl::Status status) { return Refusal(*model, std::move(status)); });
+  reactor->Start(*model->engine, *std::move(parsed), Refusal);
   return reactor;
 }
 
@@ -112,15 +111,13 @@ grpc::ServerUnaryReactor* InferenceService::GetModelInfo(grpc::CallbackServerCon
                }));
 }
 
-absl::Status InferenceService::Refusal(const ServedModel& model, absl::Status status) const {
+absl::Status InferenceService::Refusal(absl::Status status) {
+  const absl::Duration retry_after = engine::RetryAfter(status).value_or(absl::Seconds(1));
   switch (status.code()) {
     case absl::StatusCode::kResourceExhausted:
-      return WithRetry(WithReason(std::move(status), "QUEUE_FULL"),
-                       QueueRetryDelay(stats_.MeanServiceSeconds(), model.limits.slots_max));
+      return WithRetry(WithReason(std::move(status), "QUEUE_FULL"), retry_after);
     case absl::StatusCode::kUnavailable:
-      return WithRetry(WithReason(std::move(status), "DRAINING"), absl::Seconds(1));
-    case absl::StatusCode::kInvalidArgument:
-      return WithReason(std::move(status), "INVALID_REQUEST");
+      return WithRetry(WithReason(std::move(status), "DRAINING"), retry_after);
     default:
       return status;
   }

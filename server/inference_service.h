@@ -39,7 +39,7 @@ class InferenceService final : public v1::Inference::CallbackService {
 
  private:
   // What a client hears when the engine refuses a request.
-  absl::Status Refusal(const ServedModel& model, absl::Status status) const;
+  static absl::Status Refusal(absl::Status status);
   grpc::ServerUnaryReactor* Reply(grpc::CallbackServerContext* context, Method method, const absl::Status& status);
 
   const Lifecycle& lifecycle_;

@@ -31,6 +31,21 @@ void Lifecycle::SetDraining() {
   on_serving_(false);
 }
 
+namespace {
+
+absl::Status Draining(absl::string_view message) {
+  return WithRetry(WithReason(absl::UnavailableError(message), "DRAINING"), absl::Seconds(1));
+}
+
+}  // namespace
+
+absl::Status Lifecycle::Explain(absl::Status status) const {
+  if (absl::IsUnavailable(status) && phase() == Phase::kDraining) {
+    return Draining(status.message());
+  }
+  return status;
+}
+
 absl::StatusOr<const ServedModel*> Lifecycle::Serving() const {
   switch (phase()) {
     case Phase::kReady:
@@ -44,7 +59,7 @@ absl::StatusOr<const ServedModel*> Lifecycle::Serving() const {
     case Phase::kDraining:
       break;
   }
-  return WithRetry(WithReason(absl::UnavailableError("the server is shutting down"), "DRAINING"), absl::Seconds(1));
+  return Draining("the server is shutting down");
 }
 
 }  // namespace embergate::server

@@ -27,6 +27,10 @@ class Lifecycle {
   // The model, or UNAVAILABLE with reason and retry hint.
   absl::StatusOr<const ServedModel*> Serving() const;
 
+  // What a client should hear of an error that the engine ended its request with: while draining, UNAVAILABLE means
+  // that, and comes with a retry hint.
+  absl::Status Explain(absl::Status status) const;
+
   Phase phase() const { return phase_.load(std::memory_order_acquire); }
   double load_progress() const { return load_progress_.load(std::memory_order_relaxed); }  // 0 to 1
   // Null until it is loaded; stays while draining. For metrics.

@@ -126,14 +126,18 @@ void AddEngine(const ServedModel& model, const engine::EngineStats& stats, Page&
   page.Counter("embergate_prompt_tokens_total", "Prompt tokens computed.", static_cast<double>(stats.prompt_tokens));
   page.Counter("embergate_generation_tokens_total", "Tokens generated.", static_cast<double>(stats.generated_tokens));
   page.Gauge("embergate_num_requests_waiting", "Requests in the queue.", stats.waiting);
+  page.Gauge("embergate_waiting_tokens", "Prompt tokens of the requests in the queue.",
+             static_cast<double>(stats.waiting_tokens));
   page.Gauge("embergate_num_requests_waiting_max", "Places in the queue.", model.waiting_max);
   page.Gauge("embergate_num_requests_running", "Requests being computed.", stats.running);
   page.Gauge("embergate_num_requests_running_max", "Requests that can be computed at once.", model.limits.slots_max);
   page.Gauge("embergate_kv_tokens_free", "Positions that the attention cache could still reserve.",
              static_cast<double>(stats.kv_tokens_free));
-  page.Counter("embergate_steps_total", "Passes of the step loop.", static_cast<double>(stats.steps));
-  page.Counter("embergate_step_seconds_total", "Time spent in them.", Seconds(stats.step_ns));
-  page.Counter("embergate_step_flash_wait_seconds_total", "Of that, time that computing waited for flash.",
+  page.Gauge("embergate_prefill_budget_tokens", "Prompt tokens that a step may compute beside streams at present.",
+             stats.prefill_budget);
+  page.Histogram("embergate_step_seconds", "One pass of the step loop that computed something.",
+                 stats.step_seconds.bounds, stats.step_seconds.counts, 1, stats.step_seconds.sum);
+  page.Counter("embergate_step_flash_wait_seconds_total", "Time that computing waited for flash.",
                Seconds(stats.row_wait_ns));
   page.Histogram("embergate_request_queue_time_seconds", "Accepted to first computing.", stats.queue_seconds.bounds,
                  stats.queue_seconds.counts, 1, stats.queue_seconds.sum);

@@ -145,17 +145,6 @@ absl::StatusOr<uint64_t> ParseByteSize(absl::string_view text) {
   return static_cast<uint64_t>(std::llround(value * unit));
 }
 
-std::string FormatByteSize(uint64_t bytes) {
-  static constexpr const char* kUnits[] = {"B", "KiB", "MiB", "GiB", "TiB"};
-  double value = static_cast<double>(bytes);
-  size_t unit = 0;
-  while (value >= 1024 && unit + 1 < std::size(kUnits)) {
-    value /= 1024;
-    ++unit;
-  }
-  return unit == 0 ? absl::StrCat(bytes, " B") : absl::StrFormat("%.2f %s", value, kUnits[unit]);
-}
-
 absl::StatusOr<uint64_t> DetectDramBudget(const std::string& root) {
   const std::optional<uint64_t> available = MemAvailable(root);
   const std::optional<uint64_t> limit = CgroupLimit(root);

@@ -21,8 +21,6 @@ ProcessUsage ReadProcessUsage();
 
 // "1500MiB", "2GiB", "512M" (= MiB), "4096", "1.5GB" (powers of 1000). INVALID_ARGUMENT names the text.
 absl::StatusOr<uint64_t> ParseByteSize(absl::string_view text);
-// "1.46 GiB".
-std::string FormatByteSize(uint64_t bytes);
 
 // For --dram-budget auto: what the cgroup (v2 or v1) leaves, or nine tenths of MemAvailable where that is less (the
 // rest is for other processes). `root` is "/" but for tests. NOT_FOUND if neither can be read.

@@ -47,7 +47,7 @@ void ScoreReactor::OnTokens(engine::TokenEvent event) {
 }
 
 void ScoreReactor::OnFinish(engine::FinishEvent event) {
-  absl::Status status = event.status;
+  absl::Status status = lifecycle_.Explain(event.status);
   if (status.ok() && event.reason == engine::FinishReason::kCancelled) {
     status = absl::CancelledError("the call was cancelled");
   }

@@ -16,6 +16,7 @@
 #include "engine/engine.h"
 #include "engine/token_sink.h"
 #include "server/call_record.h"
+#include "server/lifecycle.h"
 
 namespace embergate::server {
 
@@ -23,8 +24,10 @@ namespace embergate::server {
 // call. `response` belongs to gRPC and may be written until then; only the engine thread does.
 class ScoreReactor final : public grpc::ServerUnaryReactor, public engine::TokenSink {
  public:
-  ScoreReactor(grpc::CallbackServerContext* context, v1::ScoreResponse* response, CallRecord record)
-      : context_(context), response_(response), record_(std::move(record)) {}
+  // Borrows `context`, `lifecycle` and `response`.
+  ScoreReactor(grpc::CallbackServerContext* context, const Lifecycle& lifecycle, v1::ScoreResponse* response,
+               CallRecord record)
+      : context_(context), lifecycle_(lifecycle), response_(response), record_(std::move(record)) {}
   ~ScoreReactor() override;
 
   // Either of these once, from the RPC's handler.
@@ -46,6 +49,7 @@ class ScoreReactor final : public grpc::ServerUnaryReactor, public engine::Token
   void FinishWith(const absl::Status& status, const engine::FinishEvent* event);
 
   grpc::CallbackServerContext* const context_;
+  const Lifecycle& lifecycle_;
   v1::ScoreResponse* const response_;
   CallRecord record_;
   engine::Engine* engine_ = nullptr;

@@ -2,6 +2,14 @@
 
 namespace embergate::server {
 
-void AddSubcommands(CLI::App& app) { (void)app; }
+// In the order of --help.
+void AddSubcommands(CLI::App& app) {
+  AddServe(app);
+  AddGenerate(app);
+  AddChat(app);
+  AddScore(app);
+  AddInfo(app);
+  AddHealth(app);
+}
 
 }  // namespace embergate::server

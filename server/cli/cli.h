@@ -13,6 +13,14 @@ namespace embergate::server {
 // Declares every subcommand on `app`.
 void AddSubcommands(CLI::App& app);
 
+// The server and its clients.
+void AddServe(CLI::App& app);
+void AddGenerate(CLI::App& app);
+void AddChat(CLI::App& app);
+void AddScore(CLI::App& app);
+void AddInfo(CLI::App& app);
+void AddHealth(CLI::App& app);
+
 }  // namespace embergate::server
 
 #endif  // EMBERGATE_SERVER_CLI_CLI_H_

@@ -1,0 +1,160 @@
+#include "server/cli/client.h"
+
+#include <chrono>
+#include <cstdio>
+#include <fstream>
+#include <iostream>
+#include <sstream>
+
+#include "absl/status/status.h"
+#include "absl/strings/ascii.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
+#include "server/cli/human.h"
+#include "server/server_stats.h"
+#include "server/status_mapping.h"
+
+namespace embergate::server {
+
+void AddClientOptions(CLI::App& app, ClientFlags& flags) {
+  app.add_option("--address", flags.address, "The server: HOST:PORT or unix:PATH")
+      ->envname("EMBERGATE_ADDRESS")
+      ->capture_default_str();
+  app.add_option("--timeout", flags.timeout_seconds, "Seconds that a call may take; 0 = any")
+      ->check(CLI::Range(0.0, 86400.0));
+}
+
+std::shared_ptr<grpc::Channel> Connect(const ClientFlags& flags) {
+  grpc::ChannelArguments arguments;
+  arguments.SetMaxReceiveMessageSize(64 << 20);
+  return grpc::CreateCustomChannel(flags.address, grpc::InsecureChannelCredentials(), arguments);
+}
+
+void SetDeadline(const ClientFlags& flags, grpc::ClientContext& context) {
+  if (flags.timeout_seconds > 0) {
+    context.set_deadline(std::chrono::system_clock::now() +
+                         std::chrono::microseconds(static_cast<int64_t>(flags.timeout_seconds * 1e6)));
+  }
+}
+
+int ReportError(const char* command, const grpc::Status& status) {
+  const ErrorDetails details = DetailsOf(status);
+  std::string message =
+      absl::StrCat("embergate ", command, ": ", GrpcCodeName(status.error_code()), ": ", status.error_message());
+  if (details.retry_delay > absl::ZeroDuration()) {
+    absl::StrAppend(&message, " (try again in ", absl::FormatDuration(details.retry_delay), ")");
+  } else if (status.error_code() == grpc::StatusCode::UNAVAILABLE && details.reason.empty()) {
+    absl::StrAppend(&message, "; is the server running there? See --address");
+  }
+  std::fprintf(stderr, "%s\n", message.c_str());
+  const bool never = status.error_code() == grpc::StatusCode::INVALID_ARGUMENT ||
+                     status.error_code() == grpc::StatusCode::FAILED_PRECONDITION;
+  return never ? 2 : 1;
+}
+
+void AddGenerationOptions(CLI::App& app, GenerationFlags& flags) {
+  app.add_option("--max-tokens", flags.max_tokens, "Most tokens to generate");
+  app.add_option("--min-tokens", flags.min_tokens, "No end before this many tokens");
+  app.add_option("--temperature", flags.temperature, "0 = always the likeliest token");
+  app.add_option("--top-k", flags.top_k, "Keep the k likeliest tokens; 0 = all");
+  app.add_option("--top-p", flags.top_p, "Keep the likeliest tokens up to this probability");
+  app.add_option("--min-p", flags.min_p, "Keep tokens at least this likely relative to the likeliest");
+  app.add_option("--typical-p", flags.typical_p, "Locally typical sampling; 1 = off");
+  app.add_option("--repetition-penalty", flags.repetition_penalty, "1 = off");
+  app.add_option("--presence-penalty", flags.presence_penalty, "0 = off");
+  app.add_option("--frequency-penalty", flags.frequency_penalty, "0 = off");
+  app.add_option("--seed", flags.seed, "The same seed gives the same text");
+  app.add_option("--stop", flags.stop, "Text that ends the answer (repeatable)");
+  app.add_flag("--ignore-eos", flags.ignore_eos, "Go on past the model's own end");
+}
+
+void Apply(const GenerationFlags& flags, v1::GenerateRequest& request) {
+  v1::Sampling& sampling = *request.mutable_sampling();
+  if (flags.temperature) sampling.set_temperature(*flags.temperature);
+  if (flags.top_k) sampling.set_top_k(*flags.top_k);
+  if (flags.top_p) sampling.set_top_p(*flags.top_p);
+  if (flags.min_p) sampling.set_min_p(*flags.min_p);
+  if (flags.typical_p) sampling.set_typical_p(*flags.typical_p);
+  if (flags.repetition_penalty) sampling.set_repetition_penalty(*flags.repetition_penalty);
+  if (flags.presence_penalty) sampling.set_presence_penalty(*flags.presence_penalty);
+  if (flags.frequency_penalty) sampling.set_frequency_penalty(*flags.frequency_penalty);
+  if (flags.seed) sampling.set_seed(*flags.seed);
+  v1::Stopping& stopping = *request.mutable_stopping();
+  if (flags.max_tokens) stopping.set_max_tokens(*flags.max_tokens);
+  stopping.set_min_tokens(flags.min_tokens);
+  for (const std::string& stop : flags.stop) {
+    stopping.add_stop(stop);
+  }
+  stopping.set_ignore_eos(flags.ignore_eos);
+}
+
+absl::StatusOr<std::vector<int32_t>> ParseIds(const std::string& text) {
+  std::vector<int32_t> ids;
+  for (const absl::string_view part : absl::StrSplit(text, ',')) {
+    int32_t id = 0;
+    if (!absl::SimpleAtoi(absl::StripAsciiWhitespace(part), &id)) {
+      return absl::InvalidArgumentError(absl::StrCat("\"", part, "\" is no token id; write ids as 2,17,4"));
+    }
+    ids.push_back(id);
+  }
+  return ids;
+}
+
+absl::StatusOr<std::string> ReadText(const std::string& path) {
+  constexpr size_t kBytesMax = 64u << 20;
+  std::ifstream file;
+  if (path != "-") {
+    file.open(path, std::ios::binary);
+    if (!file) {
+      return absl::NotFoundError(absl::StrCat("cannot open ", path));
+    }
+  }
+  std::istream& in = path == "-" ? std::cin : file;
+  std::string text;
+  char buffer[1 << 16];
+  while (in.read(buffer, sizeof(buffer)), in.gcount() > 0) {
+    text.append(buffer, static_cast<size_t>(in.gcount()));
+    if (text.size() > kBytesMax) {
+      return absl::InvalidArgumentError(absl::StrCat(path, " is larger than ", HumanBytes(kBytesMax)));
+    }
+  }
+  return text;
+}
+
+std::string FinishReasonName(v1::FinishReason reason) {
+  const std::string name = v1::FinishReason_Name(reason);
+  return absl::AsciiStrToLower(absl::StripPrefix(name, "FINISH_REASON_"));
+}
+
+nlohmann::json ToJson(const v1::Usage& usage) {
+  return {{"input_tokens", usage.input_tokens()},
+          {"cached_tokens", usage.cached_tokens()},
+          {"output_tokens", usage.output_tokens()}};
+}
+
+nlohmann::json ToJson(const v1::Receipt& receipt) {
+  return {{"queue_seconds", receipt.queue_seconds()},   {"prefill_seconds", receipt.prefill_seconds()},
+          {"decode_seconds", receipt.decode_seconds()}, {"flash_wait_seconds", receipt.flash_wait_seconds()},
+          {"rows_requested", receipt.rows_requested()}, {"rows_from_cache", receipt.rows_from_cache()},
+          {"rows_read", receipt.rows_read()},           {"flash_bytes", receipt.flash_bytes()},
+          {"kv_bytes_peak", receipt.kv_bytes_peak()}};
+}
+
+std::string Summary(const v1::Finished& finished) {
+  const v1::Usage& usage = finished.usage();
+  const v1::Receipt& receipt = finished.receipt();
+  const auto rate = [](double tokens, double seconds) { return seconds > 0 ? tokens / seconds : 0.0; };
+  return absl::StrFormat(
+      "%d tokens in (%d cached, %.1f/s), %d out (%.1f/s), ended by %s; queue %.3f s, prefill %.3f s, decode %.3f s\n"
+      "flash: %d rows, %d from the cache, %d read, %s; waited %.4f s; attention cache %s\n",
+      usage.input_tokens(), usage.cached_tokens(), rate(usage.input_tokens(), receipt.prefill_seconds()),
+      usage.output_tokens(), rate(std::max(0, usage.output_tokens() - 1), receipt.decode_seconds()),
+      FinishReasonName(finished.reason()), receipt.queue_seconds(), receipt.prefill_seconds(), receipt.decode_seconds(),
+      receipt.rows_requested(), receipt.rows_from_cache(), receipt.rows_read(), HumanBytes(receipt.flash_bytes()),
+      receipt.flash_wait_seconds(), HumanBytes(receipt.kv_bytes_peak()));
+}
+
+}  // namespace embergate::server

@@ -1,0 +1,211 @@
+// embergate generate: one prompt, one answer; through a server, or with the model in this process.
+#include <grpcpp/grpcpp.h>
+#include <spdlog/spdlog.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "embergate/v1/inference.grpc.pb.h"
+#include "server/cli/cli.h"
+#include "server/cli/client.h"
+#include "server/config.h"
+#include "server/grpc_server.h"
+#include "server/logging.h"
+#include "server/model_host.h"
+#include "storage/base/status_macros.h"
+
+namespace embergate::server {
+namespace {
+
+struct GenerateFlags {
+  ClientFlags client;
+  GenerationFlags generation;
+  ModelFlags model;  // with model.model set: no server
+  std::string prompt;
+  std::string prompt_ids;
+  std::string prompt_file;
+  std::string system;
+  bool chat = false;
+  bool thinking = false;
+  bool json = false;
+  bool stats = false;
+};
+
+absl::StatusOr<v1::GenerateRequest> MakeRequest(const GenerateFlags& flags, bool prompt_given) {
+  v1::GenerateRequest request;
+  Apply(flags.generation, request);
+  if (!flags.prompt_ids.empty()) {
+    EMBERGATE_ASSIGN_OR_RETURN(const std::vector<int32_t> ids, ParseIds(flags.prompt_ids));
+    request.mutable_token_ids()->mutable_ids()->Assign(ids.begin(), ids.end());
+    return request;
+  }
+  std::string text = flags.prompt;
+  if (!prompt_given) {
+    const std::string path = flags.prompt_file.empty() ? "-" : flags.prompt_file;
+    if (path == "-" && isatty(STDIN_FILENO)) {
+      return absl::InvalidArgumentError("give --prompt, --prompt-ids or --prompt-file, or pipe a prompt in");
+    }
+    EMBERGATE_ASSIGN_OR_RETURN(text, ReadText(path));
+  }
+  if (!flags.chat) {
+    request.mutable_text()->set_text(text);
+    return request;
+  }
+  v1::ChatInput& chat = *request.mutable_chat();
+  chat.set_enable_thinking(flags.thinking);
+  if (!flags.system.empty()) {
+    v1::ChatMessage& message = *chat.add_messages();
+    message.set_role(v1::ChatMessage::ROLE_SYSTEM);
+    message.set_content(flags.system);
+  }
+  v1::ChatMessage& message = *chat.add_messages();
+  message.set_role(v1::ChatMessage::ROLE_USER);
+  message.set_content(text);
+  return request;
+}
+
+// Prints the stream as it comes, or collects it for one JSON line.
+class Printer {
+ public:
+  explicit Printer(const GenerateFlags& flags) : flags_(flags) {}
+
+  void Take(const v1::GenerateResponse& response) {
+    if (response.has_finished()) {
+      finished_ = response.finished();
+    }
+    if (!response.has_delta()) {
+      return;
+    }
+    const v1::Delta& delta = response.delta();
+    if (flags_.json) {
+      text_ += delta.text();
+      thinking_ += delta.thinking();
+      ids_.insert(ids_.end(), delta.ids().begin(), delta.ids().end());
+      for (const v1::ToolCall& call : delta.tool_calls()) {
+        tool_calls_.push_back({{"id", call.id()}, {"name", call.name()}, {"arguments", call.arguments_json()}});
+      }
+      return;
+    }
+    std::fwrite(delta.text().data(), 1, delta.text().size(), stdout);
+    for (const v1::ToolCall& call : delta.tool_calls()) {
+      std::printf("\n[tool call] %s %s\n", call.name().c_str(), call.arguments_json().c_str());
+    }
+    std::fflush(stdout);
+  }
+
+  void Finish() {
+    if (flags_.json) {
+      nlohmann::json line = {{"text", text_},
+                             {"ids", ids_},
+                             {"finish_reason", FinishReasonName(finished_.reason())},
+                             {"usage", ToJson(finished_.usage())},
+                             {"receipt", ToJson(finished_.receipt())}};
+      if (!thinking_.empty()) {
+        line["thinking"] = thinking_;
+      }
+      if (!tool_calls_.empty()) {
+        line["tool_calls"] = tool_calls_;
+      }
+      std::printf("%s\n", line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
+    } else {
+      std::printf("\n");
+    }
+    std::fflush(stdout);
+    if (flags_.stats) {
+      std::fprintf(stderr, "%s", Summary(finished_).c_str());
+    }
+  }
+
+ private:
+  const GenerateFlags& flags_;
+  std::string text_;
+  std::string thinking_;
+  std::vector<int32_t> ids_;
+  nlohmann::json tool_calls_ = nlohmann::json::array();
+  v1::Finished finished_;
+};
+
+int Run(const GenerateFlags& flags, const v1::GenerateRequest& request, const std::shared_ptr<grpc::Channel>& channel) {
+  const auto stub = v1::Inference::NewStub(channel);
+  grpc::ClientContext context;
+  SetDeadline(flags.client, context);
+  const auto stream = stub->Generate(&context, request);
+  Printer printer(flags);
+  v1::GenerateResponse response;
+  while (stream->Read(&response)) {
+    printer.Take(response);
+  }
+  if (const grpc::Status status = stream->Finish(); !status.ok()) {
+    if (!flags.json) {
+      std::printf("\n");
+      std::fflush(stdout);
+    }
+    return ReportError("generate", status);
+  }
+  printer.Finish();
+  return 0;
+}
+
+int RunInProcess(const GenerateFlags& flags, const v1::GenerateRequest& request) {
+  InitLogging("warn", false);
+  absl::StatusOr<ModelHostOptions> options = Resolve(flags.model);
+  absl::StatusOr<std::unique_ptr<ModelHost>> host = options.status();
+  if (options.ok()) {
+    host = ModelHost::Load(*options, nullptr);
+  }
+  if (!host.ok()) {
+    std::fprintf(stderr, "embergate generate: %s\n", std::string(host.status().message()).c_str());
+    return 2;
+  }
+  // The same path as through a server, over a channel that never leaves the process.
+  absl::StatusOr<std::unique_ptr<GrpcServer>> server = GrpcServer::Start(GrpcServerOptions());
+  if (!server.ok()) {
+    std::fprintf(stderr, "embergate generate: %s\n", std::string(server.status().message()).c_str());
+    return 1;
+  }
+  (*server)->lifecycle().SetReady(&(*host)->served());
+  const int code = Run(flags, request, (*server)->grpc_server().InProcessChannel(grpc::ChannelArguments()));
+  server->reset();
+  return code;
+}
+
+}  // namespace
+
+void AddGenerate(CLI::App& app) {
+  CLI::App* generate = app.add_subcommand("generate", "Generate text from a prompt");
+  auto flags = std::make_shared<GenerateFlags>();
+  CLI::Option* prompt = generate->add_option("--prompt", flags->prompt, "The prompt");
+  CLI::Option* ids =
+      generate->add_option("--prompt-ids", flags->prompt_ids, "The prompt as token ids: 2,17,4")->excludes(prompt);
+  generate->add_option("--prompt-file", flags->prompt_file, "File with the prompt; - or nothing: standard input")
+      ->excludes(prompt)
+      ->excludes(ids);
+  generate->add_flag("--chat", flags->chat, "Put the prompt into the model's conversation format, as one user turn")
+      ->excludes(ids);
+  generate->add_option("--system", flags->system, "With --chat: the system turn");
+  generate->add_flag("--thinking", flags->thinking, "With --chat: let the model think first");
+  AddGenerationOptions(*generate, flags->generation);
+  generate->add_flag("--json", flags->json, "Print one line of JSON: text, ids, finish_reason, usage, receipt");
+  generate->add_flag("--stats", flags->stats, "Print speed and flash use to standard error at the end");
+  AddClientOptions(*generate, flags->client);
+  // Under names of their own in --help: they are for running without a server.
+  CLI::App* local = generate->add_option_group("Without a server");
+  AddModelOptions(*local, flags->model);
+  generate->callback([flags, prompt] {
+    absl::StatusOr<v1::GenerateRequest> request = MakeRequest(*flags, prompt->count() > 0);
+    if (!request.ok()) {
+      std::fprintf(stderr, "embergate generate: %s\n", std::string(request.status().message()).c_str());
+      throw CLI::RuntimeError(2);
+    }
+    const int code =
+        flags->model.model.empty() ? Run(*flags, *request, Connect(flags->client)) : RunInProcess(*flags, *request);
+    if (code != 0) {
+      throw CLI::RuntimeError(code);
+    }
+  });
+}
+
+}  // namespace embergate::server

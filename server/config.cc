@@ -1,0 +1,181 @@
+#include "server/config.h"
+
+#include <algorithm>
+#include <thread>
+
+#include "absl/status/status.h"
+#include "absl/strings/ascii.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
+#include "server/cli/human.h"
+#include "server/process_memory.h"
+#include "storage/base/status_macros.h"
+
+namespace embergate::server {
+namespace {
+
+// --row-cache is EMBERGATE_ROW_CACHE.
+std::string EnvironmentName(const std::string& flag) {
+  return absl::StrCat("EMBERGATE_", absl::AsciiStrToUpper(absl::StrReplaceAll(flag, {{"-", "_"}})));
+}
+
+template <typename T>
+CLI::Option* Add(CLI::App& app, const std::string& name, T& value, const std::string& help) {
+  return app.add_option(absl::StrCat("--", name), value, help)->envname(EnvironmentName(name))->capture_default_str();
+}
+
+CLI::Option* AddFlag(CLI::App& app, const std::string& name, bool& value, const std::string& help) {
+  return app.add_flag(absl::StrCat("--", name), value, help)->envname(EnvironmentName(name));
+}
+
+absl::StatusOr<uint64_t> Size(const char* flag, const std::string& text, uint64_t low, uint64_t high) {
+  absl::StatusOr<uint64_t> bytes = ParseByteSize(text);
+  if (!bytes.ok()) {
+    return absl::InvalidArgumentError(absl::StrCat(flag, ": ", bytes.status().message()));
+  }
+  if (*bytes < low || *bytes > high) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(flag, ": ", text, " is out of range; it must be ", HumanBytes(low), " to ", HumanBytes(high)));
+  }
+  return bytes;
+}
+
+}  // namespace
+
+void AddModelOptions(CLI::App& app, ModelFlags& flags) {
+  Add(app, "model", flags.model, "The model: a GGUF file (of a split one, any part)")->type_name("FILE");
+  Add(app, "dram-budget", flags.dram_budget,
+      "DRAM for everything: a size (1500MiB), auto (what cgroup and machine leave) or 0 (no limit)")
+      ->type_name("SIZE");
+  Add(app, "threads", flags.threads, "Threads that compute; 0 = one per CPU")->check(CLI::Range(0, 256));
+  Add(app, "context", flags.context, "Tokens of one sequence, prompt and output; 0 = the model's own limit")
+      ->check(CLI::Range(0, 1 << 20));
+  Add(app, "slots", flags.slots, "Requests computed at once")->check(CLI::Range(1, 256));
+  Add(app, "queue", flags.queue, "Requests that may wait for a slot")->check(CLI::Range(0, 65536));
+  Add(app, "kv-tokens", flags.kv_tokens, "Positions of the attention cache, all requests; 0 = context * slots")
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 32));
+  Add(app, "kv-type", flags.kv_type, "Element type of the attention cache")
+      ->check(CLI::IsMember({"auto", "f32", "f16", "q8_0", "q4_0"}));
+  Add(app, "row-cache", flags.row_cache, "DRAM for recently used embedding rows")->type_name("SIZE");
+  Add(app, "reader", flags.reader, "How rows are read from flash; auto falls back to pread where io_uring is refused")
+      ->check(CLI::IsMember({"auto", "uring", "pread"}));
+  Add(app, "queue-depth", flags.queue_depth, "Device reads in flight")->check(CLI::Range(1, 4096));
+  AddFlag(app, "buffered-reads", flags.buffered_reads, "Read through the page cache instead of O_DIRECT");
+  AddFlag(app, "table-resident", flags.table_resident,
+          "Keep the per-layer embedding table in DRAM (for comparison; needs gigabytes)");
+  Add(app, "step-tokens", flags.step_tokens, "Tokens computed in one step, all requests")->check(CLI::Range(1, 8192));
+  Add(app, "prefill-chunk", flags.prefill_chunk, "Prompt tokens of one request in one step")
+      ->check(CLI::Range(1, 8192));
+  Add(app, "itl-target", flags.itl_target_ms,
+      "Milliseconds between two tokens of a stream to aim for while prompts are computed beside it; 0 = no aim")
+      ->check(CLI::Range(0, 60'000));
+}
+
+void AddServeOptions(CLI::App& app, ServeFlags& flags) {
+  AddModelOptions(app, flags.model);
+  Add(app, "listen", flags.listen, "Addresses of the gRPC server: HOST:PORT or unix:PATH")->delimiter(',');
+  Add(app, "metrics", flags.metrics, "HOST:PORT of the Prometheus endpoint (/metrics), or off");
+  Add(app, "log-level", flags.log_level, "Least severe messages that are logged")
+      ->check(CLI::IsMember({"debug", "info", "warn", "error"}));
+  AddFlag(app, "log-json", flags.log_json, "Log one JSON object per line");
+  Add(app, "drain-timeout", flags.drain_timeout_seconds,
+      "Seconds that running requests may take to finish after SIGTERM")
+      ->check(CLI::Range(0.0, 86400.0));
+  AddFlag(app, "no-reflection", flags.no_reflection, "Do not offer gRPC reflection");
+  Add(app, "prompt-bytes-max", flags.prompt_bytes_max, "Text of one request")->type_name("SIZE");
+  Add(app, "pending-bytes-max", flags.pending_bytes_max,
+      "Answer that may wait for a client that reads slowly; past it, its stream ends")
+      ->type_name("SIZE");
+  Add(app, "streams-per-connection", flags.streams_per_connection, "Calls at once on one connection")
+      ->check(CLI::Range(1, 65536));
+}
+
+void ApplyConfigFile(const std::string& path, CLI::App& app) {
+  std::ifstream file(path);
+  if (!file) {
+    throw CLI::FileError::Missing(path);
+  }
+  for (const CLI::ConfigItem& item : CLI::ConfigTOML().from_config(file)) {
+    CLI::Option* option = item.parents.empty() ? app.get_option_no_throw("--" + item.name) : nullptr;
+    if (option == nullptr || item.name == "config" || item.name == "help") {
+      throw CLI::ConfigError(absl::StrCat(path, ": \"", item.fullname(), "\" is no setting; they are those of --help"));
+    }
+    if (option->count() > 0) {
+      continue;  // the command line or the environment has said it
+    }
+    for (const std::string& value : item.inputs) {
+      option->add_result(value);
+    }
+    option->run_callback();
+  }
+}
+
+absl::StatusOr<ModelHostOptions> Resolve(const ModelFlags& flags) {
+  constexpr uint64_t kHuge = uint64_t{1} << 50;
+  ModelHostOptions options;
+  if (flags.model.empty()) {
+    return absl::InvalidArgumentError("--model: which file to serve is required");
+  }
+  options.path = flags.model;
+  options.threads =
+      flags.threads > 0 ? flags.threads : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  engine::DecoderOptions& decoder = options.decoder;
+  decoder.context_max = flags.context;
+  decoder.slots_max = flags.slots;
+  decoder.kv_tokens_max = flags.kv_tokens;
+  decoder.step_tokens_max = flags.step_tokens;
+  decoder.table_resident = flags.table_resident;
+  static constexpr struct {
+    const char* name;
+    engine::KvType type;
+  } kKvTypes[] = {{"auto", engine::KvType::kAuto},
+                  {"f32", engine::KvType::kF32},
+                  {"f16", engine::KvType::kF16},
+                  {"q8_0", engine::KvType::kQ8_0},
+                  {"q4_0", engine::KvType::kQ4_0}};
+  for (const auto& candidate : kKvTypes) {
+    if (flags.kv_type == candidate.name) {
+      decoder.kv_type = candidate.type;
+    }
+  }
+  decoder.rows.reader = flags.reader == "uring"   ? storage::ReaderKind::kUring
+                        : flags.reader == "pread" ? storage::ReaderKind::kPread
+                                                  : storage::ReaderKind::kAuto;
+  decoder.rows.queue_depth = flags.queue_depth;
+  decoder.rows.direct_io = !flags.buffered_reads;
+  EMBERGATE_ASSIGN_OR_RETURN(decoder.rows.cache_bytes, Size("--row-cache", flags.row_cache, 0, kHuge));
+  if (flags.dram_budget == "auto") {
+    absl::StatusOr<uint64_t> budget = DetectDramBudget();
+    // Where nothing can be detected, nothing is enforced; an explicit size still would be.
+    decoder.dram_budget_bytes = budget.value_or(0);
+  } else {
+    EMBERGATE_ASSIGN_OR_RETURN(decoder.dram_budget_bytes, Size("--dram-budget", flags.dram_budget, 0, kHuge));
+  }
+  options.engine.waiting_max = flags.queue;
+  options.engine.prefill_chunk_max = std::min(flags.prefill_chunk, flags.step_tokens);
+  options.engine.itl_target = absl::Milliseconds(flags.itl_target_ms);
+  return options;
+}
+
+absl::StatusOr<ServeConfig> Resolve(const ServeFlags& flags) {
+  ServeConfig config;
+  EMBERGATE_ASSIGN_OR_RETURN(config.model, Resolve(flags.model));
+  config.grpc.addresses = flags.listen;
+  EMBERGATE_ASSIGN_OR_RETURN(uint64_t prompt_bytes,
+                             Size("--prompt-bytes-max", flags.prompt_bytes_max, 1024, 64u << 20));
+  EMBERGATE_ASSIGN_OR_RETURN(uint64_t pending_bytes,
+                             Size("--pending-bytes-max", flags.pending_bytes_max, 4096, 1u << 30));
+  config.grpc.service.limits.prompt_bytes_max = static_cast<int64_t>(prompt_bytes);
+  config.grpc.service.pending_bytes_max = static_cast<size_t>(pending_bytes);
+  // Room for the prompt as text or as ids of up to five bytes each, and everything else.
+  config.grpc.message_bytes_max = static_cast<int>(std::max<uint64_t>(4u << 20, prompt_bytes + (1u << 20)));
+  config.grpc.streams_per_connection_max = flags.streams_per_connection;
+  config.grpc.reflection = !flags.no_reflection;
+  config.metrics_address = flags.metrics == "off" ? "" : flags.metrics;
+  config.log_level = flags.log_level;
+  config.log_json = flags.log_json;
+  config.drain_timeout = absl::Seconds(flags.drain_timeout_seconds);
+  return config;
+}
+
+}  // namespace embergate::server

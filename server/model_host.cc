@@ -1,0 +1,148 @@
+#include "server/model_host.h"
+
+#include <spdlog/spdlog.h>
+
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "engine/convert/gguf_keys.h"
+#include "engine/text/chat.h"
+#include "engine/text/vocabulary.h"
+#include "server/process_memory.h"
+#include "storage/base/status_macros.h"
+
+namespace embergate::server {
+namespace {
+
+// What the process needs besides model, engine and tokenizer: code and libraries, gRPC and its buffers, stacks.
+// Measured: about 30 MiB resident after start with an idle client.
+constexpr uint64_t kProcessBytes = 48u << 20;
+
+absl::Status InFile(const std::string& path, const absl::Status& status) {
+  // Errors of the reader name the file already.
+  if (status.ok() || status.message().find(path) != absl::string_view::npos) {
+    return status;
+  }
+  return absl::Status(status.code(), absl::StrCat(path, ": ", status.message()));
+}
+
+std::optional<engine::ChatFormat> ChatFormatOf(const std::string& architecture, const engine::Tokenizer* tokenizer) {
+  if (tokenizer == nullptr) {
+    return std::nullopt;
+  }
+  // The markers of the format have to be tokens: without them it would be plain text that means nothing.
+  if (architecture == engine::gguf::kGemma4 && tokenizer->FindPiece("<|turn>") >= 0) {
+    return engine::ChatFormat::kGemma4;
+  }
+  if (architecture == engine::gguf::kGemma3n && tokenizer->FindPiece("<start_of_turn>") >= 0) {
+    return engine::ChatFormat::kGemma3n;
+  }
+  return std::nullopt;
+}
+
+absl::StatusOr<std::unique_ptr<engine::Tokenizer>> LoadTokenizer(const storage::GgufFile& file) {
+  absl::StatusOr<engine::Vocabulary> vocabulary = engine::VocabularyFromGguf(file);
+  if (absl::IsNotFound(vocabulary.status())) {
+    return nullptr;
+  }
+  EMBERGATE_RETURN_IF_ERROR(vocabulary.status());
+  return engine::Tokenizer::Create(*std::move(vocabulary));
+}
+
+std::vector<int32_t> EosIds(const storage::GgufFile& file, const engine::Tokenizer* tokenizer) {
+  if (tokenizer != nullptr) {
+    return tokenizer->vocabulary().eos_ids;
+  }
+  std::vector<int32_t> ids;
+  for (const int64_t id : file.GetInts(engine::gguf::kEosTokenIds).value_or(std::vector<int64_t>())) {
+    ids.push_back(static_cast<int32_t>(id));
+  }
+  return ids;
+}
+
+}  // namespace
+
+engine::SamplingParams SamplingDefaults(const storage::GgufFile& file) {
+  engine::SamplingParams params;
+  params.temperature = 1.0f;
+  params.top_k = 64;
+  params.top_p = 0.95f;
+  if (const auto value = file.GetFloat(engine::gguf::kSamplingTemperature);
+      value.ok() && *value >= 0 && *value <= 100) {
+    params.temperature = static_cast<float>(*value);
+  }
+  if (const auto value = file.GetInt(engine::gguf::kSamplingTopK); value.ok() && *value >= 0 && *value <= (1 << 20)) {
+    params.top_k = static_cast<int>(*value);
+  }
+  if (const auto value = file.GetFloat(engine::gguf::kSamplingTopP); value.ok() && *value > 0 && *value <= 1) {
+    params.top_p = static_cast<float>(*value);
+  }
+  return params;
+}
+
+absl::StatusOr<std::unique_ptr<ModelHost>> ModelHost::Load(const ModelHostOptions& options,
+                                                           const engine::DecoderModel::Progress& progress) {
+  std::unique_ptr<ModelHost> host(new ModelHost());
+  const std::string& path = options.path;
+  absl::StatusOr<std::unique_ptr<storage::GgufFile>> file = storage::GgufFile::Open(path);
+  EMBERGATE_RETURN_IF_ERROR(InFile(path, file.status()));
+  host->file_ = *std::move(file);
+
+  // Before the tokenizer: a file of another architecture has to be refused by that name, not for its vocabulary.
+  absl::StatusOr<engine::ModelInfo> info = engine::DecoderModel::Describe(*host->file_);
+  EMBERGATE_RETURN_IF_ERROR(InFile(path, info.status()));
+  absl::StatusOr<std::unique_ptr<engine::Tokenizer>> tokenizer = LoadTokenizer(*host->file_);
+  EMBERGATE_RETURN_IF_ERROR(InFile(path, tokenizer.status()));
+  host->tokenizer_ = *std::move(tokenizer);
+  const uint64_t tokenizer_bytes = host->tokenizer_ != nullptr ? host->tokenizer_->resident_bytes() : 0;
+  if (host->tokenizer_ == nullptr) {
+    spdlog::warn("{} has no tokenizer: requests must give token ids, and answers have no text", path);
+  }
+
+  host->pool_ = std::make_unique<engine::ThreadPool>(options.threads);
+  engine::DecoderOptions decoder = options.decoder;
+  decoder.dram_reserved_bytes = kProcessBytes + tokenizer_bytes;
+  absl::StatusOr<std::unique_ptr<engine::DecoderModel>> model =
+      engine::DecoderModel::Load(*host->file_, decoder, *host->pool_, progress);
+  EMBERGATE_RETURN_IF_ERROR(InFile(path, model.status()));
+  host->model_ = *std::move(model);
+
+  const int vocabulary = host->tokenizer_ != nullptr ? host->tokenizer_->size() : 0;
+  if (vocabulary > host->model_->limits().vocab_size) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(path, ": the tokenizer has ", vocabulary, " tokens but the embedding table only ",
+                     host->model_->limits().vocab_size, "; the file was put together from two models"));
+  }
+  std::vector<int32_t> eos_ids = EosIds(*host->file_, host->tokenizer_.get());
+  absl::StatusOr<std::unique_ptr<engine::Engine>> engine =
+      engine::Engine::Create(*host->model_, host->tokenizer_.get(), eos_ids, options.engine);
+  EMBERGATE_RETURN_IF_ERROR(engine.status());
+  host->engine_ = *std::move(engine);
+
+  ServedModel& served = host->served_;
+  served.engine = host->engine_.get();
+  served.tokenizer = host->tokenizer_.get();
+  served.info = host->model_->info();
+  served.limits = host->model_->limits();
+  served.chat_format = ChatFormatOf(served.info.architecture, served.tokenizer);
+  served.sampling = SamplingDefaults(*host->file_);
+  served.eos_ids = std::move(eos_ids);
+  served.waiting_max = options.engine.waiting_max;
+  served.dram_budget_bytes = decoder.dram_budget_bytes;
+  served.memory = [host = host.get(), tokenizer_bytes] {
+    std::vector<engine::MemoryPart> parts = host->model_->Memory();
+    for (engine::MemoryPart& part : host->engine_->Memory()) {
+      parts.push_back(std::move(part));
+    }
+    parts.push_back({"tokenizer", tokenizer_bytes});
+    parts.push_back({"process", kProcessBytes});
+    return parts;
+  };
+  if (served.info.table_bytes > 0 && !decoder.table_resident) {
+    served.row_stats = [model = host->model_.get()] { return model->RowStats(); };
+  }
+  return host;
+}
+
+}  // namespace embergate::server

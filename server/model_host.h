@@ -1,0 +1,53 @@
+// A GGUF file made ready to serve: opened, checked, loaded, with its tokenizer and its engine.
+#ifndef EMBERGATE_SERVER_MODEL_HOST_H_
+#define EMBERGATE_SERVER_MODEL_HOST_H_
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "engine/engine.h"
+#include "engine/model/decoder_model.h"
+#include "engine/text/tokenizer.h"
+#include "engine/thread_pool.h"
+#include "server/served_model.h"
+#include "storage/gguf_file.h"
+
+namespace embergate::server {
+
+struct ModelHostOptions {
+  std::string path;
+  int threads = 1;
+  engine::DecoderOptions decoder;
+  engine::EngineOptions engine;
+};
+
+// Owns all of it; destroyed in reverse order. Threads: Load by one; served() by any.
+class ModelHost {
+ public:
+  // `progress` as in DecoderModel::Load. Errors say which file and what to do; see also DecoderModel::Load.
+  static absl::StatusOr<std::unique_ptr<ModelHost>> Load(const ModelHostOptions& options,
+                                                         const engine::DecoderModel::Progress& progress);
+
+  const ServedModel& served() const { return served_; }
+  engine::Engine& engine() { return *engine_; }
+
+ private:
+  ModelHost() = default;
+
+  std::unique_ptr<storage::GgufFile> file_;
+  std::unique_ptr<engine::Tokenizer> tokenizer_;
+  std::unique_ptr<engine::ThreadPool> pool_;
+  std::unique_ptr<engine::DecoderModel> model_;
+  std::unique_ptr<engine::Engine> engine_;
+  ServedModel served_;
+};
+
+// The file's own generation settings (embergate.sampling.*), else temperature 1, top_k 64, top_p 0.95. Values out of
+// range are ignored.
+engine::SamplingParams SamplingDefaults(const storage::GgufFile& file);
+
+}  // namespace embergate::server
+
+#endif  // EMBERGATE_SERVER_MODEL_HOST_H_

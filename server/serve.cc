@@ -1,0 +1,161 @@
+#include "server/serve.h"
+
+#include <spdlog/spdlog.h>
+
+#include <csignal>
+#include <cstdlib>
+#include <memory>
+#include <thread>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_join.h"
+#include "server/cli/human.h"
+#include "server/logging.h"
+#include "server/metrics.h"
+#include "server/model_host.h"
+#include "server/response_builder.h"
+#include "server/signal_poller.h"
+#include "server/version.h"
+
+namespace embergate::server {
+namespace {
+
+void LogModel(const ServedModel& model) {
+  const engine::ModelInfo& info = model.info;
+  spdlog::info("model: {} ({}), {:.2f} billion parameters, {} layers, weights {}", info.name, info.architecture,
+               static_cast<double>(info.parameters) * 1e-9, info.layers, info.weight_types);
+  spdlog::info("limits: context {} tokens, {} requests at once, {} waiting", model.limits.context_max,
+               model.limits.slots_max, model.waiting_max);
+  spdlog::info("text: {}, chat format {}", model.tokenizer != nullptr ? "tokenizer in the file" : "no tokenizer",
+               model.chat_format.has_value() ? ChatFormatName(*model.chat_format) : "none");
+  uint64_t total = 0;
+  spdlog::info("DRAM by part:");
+  for (const engine::MemoryPart& part : model.memory()) {
+    spdlog::info("  {:<24} {:>12}", part.name, HumanBytes(part.bytes));
+    total += part.bytes;
+  }
+  if (model.dram_budget_bytes > 0) {
+    spdlog::info("  {:<24} {:>12} of the budget's {}", "total", HumanBytes(total), HumanBytes(model.dram_budget_bytes));
+  } else {
+    spdlog::info("  {:<24} {:>12} (no budget set)", "total", HumanBytes(total));
+  }
+  if (model.row_stats) {
+    const storage::RowStoreStats stats = model.row_stats();
+    spdlog::info("on flash: per-layer embedding table, {} of the file's {}", HumanBytes(info.table_bytes),
+                 HumanBytes(info.file_bytes));
+    spdlog::info("row reader: {}{}{}{}", stats.backend, stats.direct_io ? " with O_DIRECT" : ", buffered",
+                 stats.backend_reason.empty() ? "" : "; io_uring is not in use: ", stats.backend_reason);
+  } else {
+    spdlog::info("on flash: nothing is read while serving");
+  }
+}
+
+// Loads in a thread of its own, so that signals and calls are answered meanwhile.
+class Loader {
+ public:
+  Loader(const ModelHostOptions& options, Lifecycle& lifecycle, SignalPoller& poller)
+      : thread_([this, &options, &lifecycle, &poller] {
+          int logged_tenth = 0;
+          host_ = ModelHost::Load(options, [&](uint64_t done, uint64_t total) {
+            lifecycle.SetLoadProgress(done, total);
+            const int tenth = total == 0 ? 0 : static_cast<int>(done * 10 / total);
+            if (tenth > logged_tenth) {
+              logged_tenth = tenth;
+              spdlog::info("loading: {} % of {}", tenth * 10, HumanBytes(total));
+            }
+          });
+          poller.Wake();
+        }) {}
+  ~Loader() {
+    if (thread_.joinable()) {
+      thread_.join();
+    }
+  }
+
+  absl::StatusOr<std::unique_ptr<ModelHost>> Take() {
+    thread_.join();
+    return std::move(host_);
+  }
+
+ private:
+  absl::StatusOr<std::unique_ptr<ModelHost>> host_ = absl::UnknownError("not loaded");
+  std::thread thread_;
+};
+
+// Ends the process without waiting for anybody: there is no state on disk that could be left half written.
+[[noreturn]] void ExitNow(int code) {
+  spdlog::default_logger()->flush();
+  std::_Exit(code);
+}
+
+void Drain(const ServeConfig& config, ModelHost& host, GrpcServer& server, SignalPoller& poller) {
+  const absl::Time deadline = absl::Now() + config.drain_timeout;
+  server.lifecycle().SetDraining();
+  std::thread drainer([&] {
+    host.engine().Drain(deadline);
+    // The engine has ended everything; what is left are last messages on their way to slow clients.
+    server.Shutdown(absl::Now() + absl::Seconds(2));
+    poller.Wake();
+  });
+  if (const int signal = poller.Wait(); signal != 0) {
+    spdlog::warn("second signal: ending at once");
+    ExitNow(128 + signal);
+  }
+  drainer.join();
+}
+
+}  // namespace
+
+int Serve(const ServeConfig& config) {
+  InitLogging(config.log_level, config.log_json);
+  std::signal(SIGPIPE, SIG_IGN);
+  SignalPoller poller({SIGTERM, SIGINT});
+  spdlog::info("embergate {} starting", kVersion);
+
+  std::unique_ptr<ModelHost> host;  // outlives the server, whose calls use it
+  absl::StatusOr<std::unique_ptr<GrpcServer>> server = GrpcServer::Start(config.grpc);
+  if (!server.ok()) {
+    spdlog::error("{}", std::string(server.status().message()));
+    return 1;
+  }
+  spdlog::info("listening on {}", absl::StrJoin((*server)->addresses(), ", "));
+  Lifecycle& lifecycle = (*server)->lifecycle();
+  std::unique_ptr<MetricsEndpoint> metrics;
+  if (!config.metrics_address.empty()) {
+    auto endpoint =
+        MetricsEndpoint::Create(config.metrics_address, std::make_shared<Metrics>(lifecycle, (*server)->stats()));
+    if (!endpoint.ok()) {
+      spdlog::error("{}", std::string(endpoint.status().message()));
+      return 1;
+    }
+    metrics = *std::move(endpoint);
+    spdlog::info("metrics on port {} (/metrics)", metrics->port());
+  }
+
+  Loader loader(config.model, lifecycle, poller);
+  if (const int signal = poller.Wait(); signal != 0) {
+    spdlog::info("signal {} while loading: ending", signal);
+    ExitNow(0);
+  }
+  absl::StatusOr<std::unique_ptr<ModelHost>> loaded = loader.Take();
+  if (!loaded.ok()) {
+    spdlog::error("cannot serve the model: {}", std::string(loaded.status().message()));
+    return 2;
+  }
+  host = *std::move(loaded);
+  LogModel(host->served());
+  lifecycle.SetReady(&host->served());
+  spdlog::info("ready");
+
+  const int signal = poller.Wait();
+  spdlog::info("signal {}: draining, for at most {}", signal, absl::FormatDuration(config.drain_timeout));
+  Drain(config, *host, **server, poller);
+  metrics.reset();
+  server->reset();
+  host.reset();
+  spdlog::info("ended");
+  return 0;
+}
+
+}  // namespace embergate::server

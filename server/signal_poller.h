@@ -1,0 +1,31 @@
+// Waits for signals and wake-ups in an ordinary thread, so that no code runs inside a signal handler.
+#ifndef EMBERGATE_SERVER_SIGNAL_POLLER_H_
+#define EMBERGATE_SERVER_SIGNAL_POLLER_H_
+
+#include <csignal>
+#include <initializer_list>
+
+namespace embergate::server {
+
+// Make it before any other thread exists: it blocks the signals in this thread, and threads inherit that.
+// Threads: Wait by one, Wake by any.
+class SignalPoller {
+ public:
+  explicit SignalPoller(std::initializer_list<int> signals);
+  ~SignalPoller();
+  SignalPoller(const SignalPoller&) = delete;
+  SignalPoller& operator=(const SignalPoller&) = delete;
+
+  // Blocks. The signal that came, or 0 after a Wake (several may count as one).
+  int Wait();
+  void Wake();
+
+ private:
+  sigset_t previous_;
+  int signal_fd_;
+  int wake_fd_;
+};
+
+}  // namespace embergate::server
+
+#endif  // EMBERGATE_SERVER_SIGNAL_POLLER_H_
