@@ -47,10 +47,11 @@ class EngineImpl : public Engine {
  public:
   EngineImpl(LanguageModel& model, const Tokenizer* tokenizer, std::vector<int32_t> eos_ids,
              const EngineOptions& options)
-      : options_(options),
+      : tokenizer_(tokenizer),
+        options_(options),
         clock_(options.clock != nullptr ? *options.clock : Clock::Real()),
         limits_{model.limits(), model.FreeKvTokens(), options.top_logprobs_max, tokenizer != nullptr},
-        loop_(model, tokenizer, std::move(eos_ids), options, clock_),
+        loop_(model, std::move(eos_ids), options, clock_),
         resident_bytes_(loop_.resident_bytes()) {
     Publish();
     if (options.own_thread) {
@@ -87,10 +88,8 @@ class EngineImpl : public Engine {
       const int64_t left = absl::ToInt64Nanoseconds(request.deadline - clock_.WallNow());
       deadline_ns = left > INT64_MAX - now ? INT64_MAX : now + left;
     }
-    TextOutput text(request.stop);
     auto sequence = std::make_unique<Sequence>(next_id_.fetch_add(1, std::memory_order_relaxed), std::move(request),
-                                               *shape, sink, std::move(text));
-    sequence->tokens = sequence->request.prompt;
+                                               *shape, sink, tokenizer_);
     sequence->submitted_ns = now;
     sequence->deadline_ns = deadline_ns;
     const RequestId id = sequence->id;
@@ -255,6 +254,7 @@ class EngineImpl : public Engine {
     }
   }
 
+  const Tokenizer* const tokenizer_;
   const EngineOptions options_;
   const Clock& clock_;
   const RequestLimits limits_;

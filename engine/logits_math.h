@@ -1,6 +1,5 @@
 // Passes over one row of logits (262144 floats for the released models): maximum, softmax denominator, best k.
-// Written so that the compiler vectorises them without reordering sums: each has eight fixed lanes, so the result is
-// the same on every machine.
+// Sums have a fixed order, eight lanes side by side, so the results are the same on every machine.
 #ifndef EMBERGATE_ENGINE_LOGITS_MATH_H_
 #define EMBERGATE_ENGINE_LOGITS_MATH_H_
 
@@ -18,8 +17,8 @@ double ExpRow(absl::Span<const float> x, float max, float inverse_temperature, f
 // As ExpRow, without storing the terms.
 double SumExp(absl::Span<const float> x, float max, float inverse_temperature);
 
-// The largest value; false when any value is NaN or infinite.
-bool MaxFinite(absl::Span<const float> x, float* max);
+// Whether no value is NaN or infinite.
+bool AllFinite(absl::Span<const float> x);
 // Index of the largest value, the lowest index among equals; -1 when every value is -inf. No NaN.
 int32_t ArgMax(absl::Span<const float> x);
 // log(sum(e^x)); x is finite.

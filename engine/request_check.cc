@@ -6,6 +6,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "engine/sampler.h"
+#include "engine/text/utf8.h"
 #include "storage/base/status_macros.h"
 
 namespace embergate::engine {
@@ -16,39 +17,14 @@ absl::Status Invalid(const Parts&... parts) {
   return absl::InvalidArgumentError(absl::StrCat(parts...));
 }
 
-// Whether text is UTF-8: no overlong forms, no surrogates, nothing above U+10FFFF. A stop string cut inside a
-// character could never be given out in whole characters.
+// A stop string cut inside a character could never be given out in whole characters.
 bool IsUtf8(absl::string_view text) {
-  size_t i = 0;
-  while (i < text.size()) {
-    const auto byte = static_cast<unsigned char>(text[i++]);
-    if (byte < 0x80) {
-      continue;
-    }
-    const int more = byte >= 0xC2 && byte <= 0xDF   ? 1
-                     : (byte & 0xF0) == 0xE0        ? 2
-                     : byte >= 0xF0 && byte <= 0xF4 ? 3
-                                                    : 0;
-    if (more == 0) {
+  while (!text.empty()) {
+    const Utf8Step step = NextUtf8(text);
+    if (step.status != Utf8Status::kValid) {
       return false;
     }
-    unsigned char low = 0x80;
-    unsigned char high = 0xBF;
-    if (byte == 0xE0) low = 0xA0;
-    if (byte == 0xED) high = 0x9F;
-    if (byte == 0xF0) low = 0x90;
-    if (byte == 0xF4) high = 0x8F;
-    for (int k = 0; k < more; ++k) {
-      if (i == text.size()) {
-        return false;
-      }
-      const auto next = static_cast<unsigned char>(text[i++]);
-      if (next < low || next > high) {
-        return false;
-      }
-      low = 0x80;
-      high = 0xBF;
-    }
+    text.remove_prefix(step.bytes);
   }
   return true;
 }

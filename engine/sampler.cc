@@ -13,6 +13,8 @@ namespace {
 constexpr float kNegativeInfinity = -std::numeric_limits<float>::infinity();
 constexpr float kGreedyBelow = 1e-4f;
 constexpr size_t kBiasMax = 4096;
+constexpr int kBuckets = 4096;
+constexpr size_t kRankedSmall = 2048;  // below this, halving beats another pass over buckets
 
 absl::Status OutOfRange(absl::string_view field, double value, absl::string_view range) {
   return absl::InvalidArgumentError(absl::StrCat("sampling.", field, " is ", value, "; it must be ", range));
@@ -73,16 +75,17 @@ Sampler::Sampler(int vocab_size) {
   ranked_.reserve(vocab_size);
   changed_.reserve(vocab_size);
   seen_.resize(vocab_size);
+  weights_.resize(vocab_size);
+  buckets_.resize(kBuckets);
 }
 
 size_t Sampler::resident_bytes() const {
   return seen_.size() * (sizeof(float) + sizeof(ScoredId) + sizeof(Candidate) + sizeof(Ranked) +
-                         sizeof(std::pair<int32_t, float>) + sizeof(uint16_t));
+                         sizeof(std::pair<int32_t, float>) + sizeof(uint16_t) + sizeof(float));
 }
 
 absl::StatusOr<int32_t> Sampler::Sample(const SamplingParams& params, const SampleInput& input) {
-  float max = 0;
-  if (!MaxFinite(input.logits, &max)) {
+  if (!AllFinite(input.logits)) {
     const auto bad =
         std::find_if_not(input.logits.begin(), input.logits.end(), [](float v) { return std::isfinite(v); });
     return absl::InternalError(absl::StrCat("the model gave a logit that is not finite (token ",
@@ -148,11 +151,17 @@ int32_t Sampler::Choose(const SamplingParams& params, const SampleInput& input) 
   if (best < 0 || params.temperature < kGreedyBelow || params.top_k == 1) {
     return best;
   }
+  const double u = UniformAt(params.seed, input.stream, input.tokens.size());
+  const bool has_top_k = params.top_k > 0 && static_cast<size_t>(params.top_k) < input.logits.size();
+  if (!has_top_k && params.typical_p >= 1 && params.top_p >= 1 && params.min_p <= 0) {
+    const double total = ExpRow(input.logits, input.logits[best], 1.0f / params.temperature, weights_.data());
+    return Draw(weights_, total, u);
+  }
   Gather(params, input.logits, input.logits[best]);
   KeepTypical(params.typical_p);
   KeepTopP(params.top_p);
   KeepMinP(params.min_p);
-  const double target = UniformAt(params.seed, input.stream, input.tokens.size()) * total_;
+  const double target = u * total_;
   double sum = 0;
   int32_t chosen = best;
   for (const Candidate& candidate : candidates_) {
@@ -167,14 +176,55 @@ int32_t Sampler::Choose(const SamplingParams& params, const SampleInput& input) 
   return chosen;
 }
 
+int32_t Sampler::Draw(absl::Span<const float> weights, double total, double u) {
+  constexpr size_t kBlock = 256;
+  const double target = u * total;
+  double sum = 0;
+  int32_t chosen = -1;  // the block's last possible one, should rounding leave its sum below the target
+  for (size_t begin = 0; begin < weights.size(); begin += kBlock) {
+    const absl::Span<const float> block = weights.subspan(begin, kBlock);
+    float lanes[8] = {};
+    size_t i = 0;
+    for (; i + 8 <= block.size(); i += 8) {
+      for (size_t lane = 0; lane < 8; ++lane) {
+        lanes[lane] += block[i + lane];
+      }
+    }
+    double mass = 0;
+    for (float lane : lanes) {
+      mass += lane;
+    }
+    for (; i < block.size(); ++i) {
+      mass += block[i];
+    }
+    if (sum + mass <= target && begin + kBlock < weights.size()) {
+      sum += mass;
+      continue;
+    }
+    for (size_t k = 0; k < block.size(); ++k) {
+      if (block[k] > 0) {
+        chosen = static_cast<int32_t>(begin + k);
+        sum += block[k];
+        if (sum > target) {
+          return chosen;
+        }
+      }
+    }
+    if (chosen >= 0) {
+      return chosen;
+    }
+  }
+  return ArgMax(weights);
+}
+
 void Sampler::Gather(const SamplingParams& params, absl::Span<const float> logits, float max) {
   const float inverse_temperature = 1.0f / params.temperature;
   candidates_.clear();
   total_ = 0;
   if (params.top_k > 0 && static_cast<size_t>(params.top_k) < logits.size()) {
-    // Few entries: order them by id again, so that the draw below walks them as it would walk the whole row.
     for (const ScoredId& entry : top_.Best(logits, params.top_k)) {
-      candidates_.push_back({entry.id, ExpNonPositive((entry.score - max) * inverse_temperature)});
+      const float scaled = (entry.score - max) * inverse_temperature;
+      candidates_.push_back({entry.id, scaled, ExpNonPositive(scaled)});
     }
     std::sort(candidates_.begin(), candidates_.end(),
               [](const Candidate& a, const Candidate& b) { return a.id < b.id; });
@@ -183,9 +233,20 @@ void Sampler::Gather(const SamplingParams& params, absl::Span<const float> logit
     }
     return;
   }
+  total_ = ExpRow(logits, max, inverse_temperature, weights_.data());
+  float floor = 0;
+  if (params.typical_p >= 1) {
+    if (params.top_p < 1) {
+      // Entries below (1 - p) * total / n hold less than 1 - p together, so the best ones reach p without them.
+      floor = static_cast<float>((1.0 - params.top_p) * total_ / static_cast<double>(logits.size()) * 0.999);
+    } else {
+      floor = params.min_p;  // the best token's weight is 1
+    }
+  }
   for (size_t i = 0; i < logits.size(); ++i) {
-    candidates_.push_back({static_cast<int32_t>(i), ExpNonPositive((logits[i] - max) * inverse_temperature)});
-    total_ += candidates_.back().weight;
+    if (weights_[i] >= floor) {
+      candidates_.push_back({static_cast<int32_t>(i), (logits[i] - max) * inverse_temperature, weights_[i]});
+    }
   }
 }
 
@@ -193,22 +254,22 @@ void Sampler::KeepTypical(float typical_p) {
   if (typical_p >= 1.0f) {
     return;
   }
-  double entropy = 0;
+  // -log p = log(total) - scaled, so no candidate needs a logarithm.
+  double weighted = 0;
   for (const Candidate& candidate : candidates_) {
-    if (candidate.weight > 0) {
-      const double p = candidate.weight / total_;
-      entropy -= p * std::log(p);
-    }
+    weighted += candidate.weight > 0 ? double{candidate.weight} * candidate.scaled : 0;
   }
+  // |-log p - H| = |scaled - mean|, mean = sum(p * scaled): the log(total) in both cancels.
+  const double mean = weighted / total_;
+  const double total = total_;
   const auto key = [&](const Candidate& candidate) {
-    return candidate.weight > 0 ? static_cast<float>(-std::fabs(-std::log(candidate.weight / total_) - entropy))
-                                : kNegativeInfinity;
+    return candidate.weight > 0 ? static_cast<float>(-std::fabs(candidate.scaled - mean)) : kNegativeInfinity;
   };
   ranked_.clear();
   for (const Candidate& candidate : candidates_) {
     ranked_.push_back({key(candidate), candidate.weight, candidate.id});
   }
-  const Ranked last = MassCut(typical_p * total_);
+  const Ranked last = MassCut(typical_p * total);
   total_ = 0;
   std::erase_if(candidates_, [&](const Candidate& candidate) {
     const bool out = Precedes(last, {key(candidate), candidate.weight, candidate.id});
@@ -221,13 +282,9 @@ void Sampler::KeepTopP(float top_p) {
   if (top_p >= 1.0f) {
     return;
   }
-  // Entries below (1 - p) * total / n hold less than 1 - p together, so the best ones reach p without them.
-  const float floor = static_cast<float>((1.0 - top_p) * total_ / static_cast<double>(candidates_.size()) * 0.999);
   ranked_.clear();
   for (const Candidate& candidate : candidates_) {
-    if (candidate.weight >= floor) {
-      ranked_.push_back({candidate.weight, candidate.weight, candidate.id});
-    }
+    ranked_.push_back({candidate.weight, candidate.weight, candidate.id});
   }
   const Ranked last = MassCut(top_p * total_);
   total_ = 0;
@@ -255,11 +312,50 @@ void Sampler::KeepMinP(float min_p) {
   });
 }
 
-// Halves the range that holds the cut: linear in all, where sorting would be n log n.
+double Sampler::NarrowRanked(double mass) {
+  double before = 0;
+  while (ranked_.size() > kRankedSmall) {
+    float low = std::numeric_limits<float>::infinity();
+    float high = kNegativeInfinity;
+    for (const Ranked& entry : ranked_) {
+      low = entry.key < low && entry.key != kNegativeInfinity ? entry.key : low;
+      high = entry.key > high ? entry.key : high;
+    }
+    const float scale = (kBuckets - 1) / (high - low);
+    if (!(high > low) || !std::isfinite(scale)) {
+      break;  // all equal, or too close to tell apart this way
+    }
+    // Bucket 0 is the best. The map only has to be monotonic, which rounding keeps.
+    const auto bucket = [&](float key) {
+      return key == kNegativeInfinity ? kBuckets - 1 : static_cast<int>((high - key) * scale);
+    };
+    std::fill(buckets_.begin(), buckets_.end(), 0.0);
+    int last = 0;
+    for (const Ranked& entry : ranked_) {
+      const int index = bucket(entry.key);
+      buckets_[static_cast<size_t>(index)] += entry.weight;
+      last = std::max(last, index);
+    }
+    // Rounding may leave the mass unreached: then the cut is in the last bucket that has anybody.
+    int cut = 0;
+    while (cut < last && before + buckets_[static_cast<size_t>(cut)] < mass) {
+      before += buckets_[static_cast<size_t>(cut)];
+      ++cut;
+    }
+    const size_t size = ranked_.size();
+    std::erase_if(ranked_, [&](const Ranked& entry) { return bucket(entry.key) != cut; });
+    if (ranked_.size() == size) {
+      break;
+    }
+  }
+  return before;
+}
+
+// Narrows by buckets, then halves the range that holds the cut: linear in all, where sorting would be n log n.
 Sampler::Ranked Sampler::MassCut(double mass) {
+  double before = NarrowRanked(mass);
   size_t begin = 0;
   size_t end = ranked_.size();
-  double before = 0;  // mass of [0, begin)
   while (end - begin > 1) {
     const size_t middle = begin + (end - begin) / 2;
     std::nth_element(ranked_.begin() + begin, ranked_.begin() + middle, ranked_.begin() + end, Precedes);

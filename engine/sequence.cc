@@ -5,8 +5,12 @@
 namespace embergate::engine {
 
 Sequence::Sequence(RequestId request_id, GenerateRequest r, const SequenceShape& s, TokenSink* k,
-                   TextOutput text_output)
-    : id(request_id), request(std::move(r)), shape(s), sink(k), text(std::move(text_output)) {}
+                   const Tokenizer* tokenizer)
+    : id(request_id), request(std::move(r)), shape(s), sink(k), tokens(request.prompt), text(request.stop) {
+  if (tokenizer != nullptr) {
+    decoder.emplace(*tokenizer, request.special_in_text);
+  }
+}
 
 RunningSequence Sequence::AsRunning() const {
   RunningSequence running;

@@ -11,6 +11,7 @@
 #include "absl/status/status.h"
 #include "engine/request.h"
 #include "engine/scheduler.h"
+#include "engine/text/stream_decoder.h"
 #include "engine/text_output.h"
 #include "engine/token_sink.h"
 #include "storage/row_store.h"
@@ -35,7 +36,8 @@ struct AheadRows {
 
 // Threads: made by the submitting thread, then owned by the engine thread; `cancelled` alone is set by others.
 struct Sequence {
-  Sequence(RequestId request_id, GenerateRequest r, const SequenceShape& s, TokenSink* k, TextOutput text_output);
+  // `tokenizer` may be null: then there is no text.
+  Sequence(RequestId request_id, GenerateRequest r, const SequenceShape& s, TokenSink* k, const Tokenizer* tokenizer);
 
   // What the scheduler sees of it.
   RunningSequence AsRunning() const;
@@ -55,6 +57,7 @@ struct Sequence {
   int slot = -1;
   uint64_t served_step = 0;
   AheadRows ahead;
+  std::optional<StreamDecoder> decoder;
   TextOutput text;
   Receipt receipt;
 

@@ -33,10 +33,8 @@ struct StepLoop::Pending {
   }
 };
 
-StepLoop::StepLoop(LanguageModel& model, const Tokenizer* tokenizer, std::vector<int32_t> eos_ids,
-                   const EngineOptions& options, const Clock& clock)
+StepLoop::StepLoop(LanguageModel& model, std::vector<int32_t> eos_ids, const EngineOptions& options, const Clock& clock)
     : model_(model),
-      tokenizer_(tokenizer),
       eos_ids_(std::move(eos_ids)),
       options_(options),
       clock_(clock),
@@ -423,8 +421,11 @@ void StepLoop::Emit(const Chunk& chunk, int row, int64_t now, Pending* pending) 
       if (wanted) {
         logprobs = LogprobsOf(pending->logits_row, id, sequence.request.top_logprobs);
       }
-      if (sequence.text.Push(id, "", sequence.generated() >= stop.tokens_min, wanted ? &logprobs : nullptr, &event)) {
+      const std::string piece = sequence.decoder.has_value() ? sequence.decoder->Push(id) : "";
+      if (sequence.text.Push(id, piece, sequence.generated() >= stop.tokens_min, wanted ? &logprobs : nullptr,
+                             &event)) {
         pending->Finish(FinishReason::kStopString, absl::OkStatus());
+        pending->stop_id = -1;
       }
       if (!event.ids.empty() || !event.text.empty()) {
         sequence.sink->OnTokens(std::move(event));
@@ -476,7 +477,7 @@ void StepLoop::Finish(Sequence& sequence, FinishReason reason, absl::Status stat
     finish.stop_string = sequence.text.stop_string();
   } else {
     TokenEvent rest;
-    sequence.text.Flush("", &rest);
+    sequence.text.Flush(sequence.decoder.has_value() ? sequence.decoder->Finish() : "", &rest);
     if (!rest.ids.empty() || !rest.text.empty()) {
       sequence.sink->OnTokens(std::move(rest));
     }

@@ -25,8 +25,7 @@ namespace embergate::engine {
 // Threads: one. Allocates only what events need, once the largest batch has been seen.
 class StepLoop {
  public:
-  StepLoop(LanguageModel& model, const Tokenizer* tokenizer, std::vector<int32_t> eos_ids, const EngineOptions& options,
-           const Clock& clock);
+  StepLoop(LanguageModel& model, std::vector<int32_t> eos_ids, const EngineOptions& options, const Clock& clock);
   ~StepLoop();
 
   // Takes a request into the waiting list.
@@ -77,7 +76,6 @@ class StepLoop {
   void Retire(std::vector<std::unique_ptr<Sequence>>& list);
 
   LanguageModel& model_;
-  const Tokenizer* const tokenizer_;
   const std::vector<int32_t> eos_ids_;
   const EngineOptions options_;
   const Clock& clock_;
