@@ -67,78 +67,86 @@ void PlanStep(const SchedulerInput& input, StepPlan* plan) {
 
   Left left{input.limits.step_tokens_max, input.limits.logit_rows_max};
   int decodes = 0;
+  int prompts = 0;
   int prompts_at_row = 0;  // prompts that cannot advance without a row of logits
   const auto at_row = [](const RunningSequence& s) {
     return s.prefill_tokens > 0 && (s.all_logits || (s.last_logits && s.prefill_tokens == 1));
   };
+  for (const RunningSequence& s : input.running) {
+    decodes += s.prefill_tokens == 0 ? 1 : 0;
+    prompts += s.prefill_tokens > 0 ? 1 : 0;
+    prompts_at_row += at_row(s) ? 1 : 0;
+  }
+  const int prompt_tokens_max = decodes > 0 ? std::max(input.prefill_budget, 1) : input.limits.step_tokens_max;
+  const bool few_tokens = decodes + prompts > left.tokens || prompts > prompt_tokens_max;
+  const bool few_rows = decodes + prompts_at_row > left.logit_rows;
   for (int i = 0; i < running; ++i) {
-    decodes += input.running[i].prefill_tokens == 0 ? 1 : 0;
-    prompts_at_row += at_row(input.running[i]) ? 1 : 0;
-    if (input.running[i].prefill_tokens == 0 || at_row(input.running[i])) {
+    if (few_tokens || input.running[i].prefill_tokens == 0 || at_row(input.running[i])) {
       plan->order.push_back(i);
     }
   }
-  // Too few rows or tokens for all: whoever waited longest goes first, prompts among them.
-  if (decodes + prompts_at_row > std::min(left.tokens, left.logit_rows)) {
+  if (few_tokens || few_rows) {
     std::sort(plan->order.begin(), plan->order.end(), [&](int a, int b) {
       const uint64_t x = input.running[a].served_step;
       const uint64_t y = input.running[b].served_step;
       return x != y ? x < y : a < b;
     });
   }
-  Left kept;  // for those prompts
+  int prompt_tokens = 0;
   for (int i : plan->order) {
-    if (left.tokens == 0 || left.logit_rows == 0) {
+    if (left.tokens == 0) {
       break;
     }
-    --left.tokens;
-    --left.logit_rows;
-    if (input.running[i].prefill_tokens == 0) {
-      plan->chunks.push_back({i, 1, LogitsWanted::kLast});
-    } else {
-      ++kept.tokens;
-      ++kept.logit_rows;
+    PlannedChunk chunk{i, 0, LogitsWanted::kNone};
+    if (input.running[i].prefill_tokens > 0) {
+      Extend(input.running[i], prompt_tokens < prompt_tokens_max ? 1 : 0, input.limits.chunk_max, &left, &chunk);
+      prompt_tokens += chunk.tokens;
+    } else if (left.logit_rows > 0) {
+      --left.tokens;
+      --left.logit_rows;
+      chunk = {i, 1, LogitsWanted::kLast};
+    }
+    if (chunk.tokens > 0) {
+      plan->chunks.push_back(chunk);
     }
   }
-  left.tokens += kept.tokens;
-  left.logit_rows += kept.logit_rows;
 
-  if (decodes > 0) {
-    left.tokens = std::min(left.tokens, std::max(input.prefill_budget, 1));
-  }
+  left.tokens = std::min(left.tokens, prompt_tokens_max - prompt_tokens);
   plan->order.clear();
   for (int i = 0; i < running + plan->admitted; ++i) {
     if (sequence(i).prefill_tokens > 0) {
       plan->order.push_back(i);
     }
   }
-  if (plan->order.empty() || left.tokens == 0) {
+  const auto extend = [&](int index, int tokens) {
+    const auto existing = std::find_if(plan->chunks.begin(), plan->chunks.end(),
+                                       [&](const PlannedChunk& chunk) { return chunk.sequence == index; });
+    PlannedChunk chunk = existing != plan->chunks.end() ? *existing : PlannedChunk{index, 0, LogitsWanted::kNone};
+    Extend(sequence(index), tokens, input.limits.chunk_max, &left, &chunk);
+    if (existing != plan->chunks.end()) {
+      *existing = chunk;
+    } else if (chunk.tokens > 0) {
+      plan->chunks.push_back(chunk);
+    }
+  };
+  if (plan->order.empty()) {
     return;
   }
   const int oldest = plan->order.front();
-  const size_t first = plan->chunks.size();
-  plan->chunks.push_back({oldest, 0, LogitsWanted::kNone});
-  const bool alone = plan->order.size() == 1;
-  Extend(sequence(oldest), alone ? left.tokens : (left.tokens + 1) / 2, input.limits.chunk_max, &left,
-         &plan->chunks[first]);
-  if (!alone) {
-    std::sort(plan->order.begin() + 1, plan->order.end(), [&](int a, int b) {
-      const int x = sequence(a).prefill_tokens;
-      const int y = sequence(b).prefill_tokens;
-      return x != y ? x < y : a < b;
-    });
-    for (size_t i = 1; i < plan->order.size() && left.tokens > 0; ++i) {
-      PlannedChunk chunk{plan->order[i], 0, LogitsWanted::kNone};
-      Extend(sequence(chunk.sequence), left.tokens, input.limits.chunk_max, &left, &chunk);
-      if (chunk.tokens > 0) {
-        plan->chunks.push_back(chunk);
-      }
-    }
-    Extend(sequence(oldest), left.tokens, input.limits.chunk_max, &left, &plan->chunks[first]);
+  if (plan->order.size() == 1) {
+    extend(oldest, left.tokens);
+    return;
   }
-  if (plan->chunks[first].tokens == 0) {
-    plan->chunks.erase(plan->chunks.begin() + static_cast<std::ptrdiff_t>(first));
+  extend(oldest, (left.tokens + 1) / 2);
+  std::sort(plan->order.begin() + 1, plan->order.end(), [&](int a, int b) {
+    const int x = sequence(a).prefill_tokens;
+    const int y = sequence(b).prefill_tokens;
+    return x != y ? x < y : a < b;
+  });
+  for (size_t i = 1; i < plan->order.size(); ++i) {
+    extend(plan->order[i], left.tokens);
   }
+  extend(oldest, left.tokens);
 }
 
 }  // namespace embergate::engine

@@ -22,7 +22,7 @@ struct RunningSequence {
   int prefill_tokens = 0;    // prompt tokens still to compute; 0 = it decodes, one token per step
   bool all_logits = false;   // its prompt wants logits at every position (else only at the last, to sample from)
   bool last_logits = true;   // its last prompt position wants logits
-  uint64_t served_step = 0;  // the last step that computed something for it; 0 = none yet
+  uint64_t served_step = 0;  // the last step that computed something for it, at first the one that admitted it
 };
 
 // A request without a slot.
@@ -59,7 +59,8 @@ struct StepPlan {
 
 // Rules, in this order:
 //  1. Waiting requests get slots from the front while a slot and their KV are free; nobody overtakes.
-//  2. Decoding sequences get their token first; if the limits hold fewer, the least recently served go first.
+//  2. Decoding sequences get their token first, and prompts that cannot advance without a row of logits one token.
+//     If the limits are too small to serve everybody, the least recently served go first, all prompts among them.
 //  3. Prompts share what is left: step_tokens_max if nothing decodes, else at most prefill_budget. The oldest prompt
 //     may take half of it at least (no prompt starves), the shortest ones come next (they are nearest to their first
 //     token), and the oldest takes what they leave. Of one prompt at most chunk_max. A piece that does not end its

@@ -157,6 +157,7 @@ bool StepLoop::OpenSlots() {
     }
     free_slots_.pop_back();
     sequence.slot = slot;
+    sequence.served_step = step_ + 1;
     sequence.tokens.reserve(static_cast<size_t>(sequence.shape.prompt_tokens) +
                             static_cast<size_t>(sequence.shape.tokens_max));
     Start(sequence, now);
