@@ -205,8 +205,9 @@ void StepLoop::DropRows(Sequence& sequence) {
 
 // Predicts the next step by planning it as if this one had ended well and nobody came or left.
 void StepLoop::ReadAhead() {
-  for (size_t i = 0; i < running_.size(); ++i) {
-    running_view_[i] = running_[i]->AsRunning();
+  running_view_.clear();
+  for (const auto& sequence : running_) {
+    running_view_.push_back(sequence->AsRunning());
   }
   for (const PlannedChunk& chunk : plan_.chunks) {
     RunningSequence& view = running_view_[static_cast<size_t>(chunk.sequence)];

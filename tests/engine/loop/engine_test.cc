@@ -1,10 +1,16 @@
 // The engine as a whole over a scripted model, mostly stepped by hand: what clients get, and what the model is owed.
 #include "engine/engine.h"
 
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <limits>
 #include <memory>
+#include <numeric>
 #include <string>
 #include <vector>
 
+#include "engine/retry_after.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/support/manual_clock.h"
@@ -18,9 +24,10 @@ using ::embergate::testing::ManualClock;
 using ::embergate::testing::RecordingSink;
 using ::embergate::testing::ScriptedModel;
 using ::embergate::testing::ScriptedModelOptions;
-using ::testing::ElementsAre;
+using ::testing::Contains;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
+using ::testing::Not;
 
 GenerateRequest Greedy(std::vector<int32_t> prompt, int tokens_max) {
   GenerateRequest request;
@@ -143,6 +150,192 @@ TEST_F(EngineTest, AnEndOfSequenceIdEndsTheStreamWithoutBeingGivenOut) {
   EXPECT_EQ(sink.finish->receipt.generated_tokens, eos - expected.begin() + 1);
 }
 
+TEST_F(EngineTest, StopIdsAndTokensMinAreObeyed) {
+  Make({}, {}, {9});
+  const std::vector<int32_t> free_run = model_->Greedy(Prompt(4), 10);
+  {
+    RecordingSink sink;
+    GenerateRequest request = Greedy(Prompt(4), 10);
+    request.stop.stop_ids = {free_run[3]};
+    request.stop.include_stop = true;
+    Submit(std::move(request), &sink);
+    RunAll();
+    const auto first = std::find(free_run.begin(), free_run.end(), free_run[3]);
+    EXPECT_EQ(sink.ids, std::vector<int32_t>(free_run.begin(), first + 1));
+    EXPECT_EQ(sink.finish->stop_id, free_run[3]);
+  }
+  {
+    RecordingSink sink;
+    GenerateRequest request = Greedy(Prompt(4), 150);
+    request.stop.tokens_min = 100;
+    Submit(std::move(request), &sink);
+    RunAll();
+    EXPECT_GE(sink.ids.size(), 100u);
+    EXPECT_THAT(sink.ids, Not(Contains(9)));
+  }
+  {
+    RecordingSink sink;
+    GenerateRequest request = Greedy(Prompt(4), 150);
+    request.stop.ignore_eos = true;
+    Submit(std::move(request), &sink);
+    RunAll();
+    EXPECT_EQ(sink.ids, model_->Greedy(Prompt(4), 150));
+    EXPECT_EQ(sink.finish->reason, FinishReason::kLength);
+  }
+}
+
+TEST_F(EngineTest, WithoutAMaximumTheContextIsFilled) {
+  Make();
+  for (int tokens_max : {0, -1}) {
+    RecordingSink sink;
+    Submit(Greedy(Prompt(250), tokens_max), &sink);
+    RunAll();
+    EXPECT_EQ(sink.ids.size(), 6u);
+    EXPECT_EQ(sink.finish->reason, FinishReason::kContextFull);
+    EXPECT_TRUE(sink.finish->status.ok());
+  }
+}
+
+TEST_F(EngineTest, RequestsThatCannotBeServedAreRefusedWithTheReason) {
+  Make();
+  RecordingSink sink;
+  const auto message = [&](GenerateRequest request) {
+    const auto id = engine_->Submit(std::move(request), &sink);
+    EXPECT_EQ(id.status().code(), absl::StatusCode::kInvalidArgument);
+    return std::string(id.status().message());
+  };
+  EXPECT_THAT(message(Greedy({}, 1)), HasSubstr("prompt is empty"));
+  EXPECT_THAT(message(Greedy({1, 64}, 1)), HasSubstr("prompt token 1 is 64; ids are 0 to 63"));
+  EXPECT_THAT(message(Greedy({-1}, 1)), HasSubstr("prompt token 0 is -1"));
+  EXPECT_THAT(message(Greedy(Prompt(257), 1)), HasSubstr("prompt has 257 tokens; at most 256"));
+  EXPECT_THAT(message(Greedy(Prompt(200), 57)), HasSubstr("56 are left"));
+  EXPECT_THAT(message(Greedy(Prompt(256), 0)), HasSubstr("0 are left"));
+  EXPECT_THAT(message(Greedy(Prompt(3), -2)), HasSubstr("stop.tokens_max is -2"));
+  GenerateRequest request = Greedy(Prompt(3), 5);
+  request.stop.tokens_min = 6;
+  EXPECT_THAT(message(request), HasSubstr("stop.tokens_min is 6"));
+  request = Greedy(Prompt(3), 5);
+  request.stop.stop_ids = {64};
+  EXPECT_THAT(message(request), HasSubstr("stop.stop_ids holds 64"));
+  request = Greedy(Prompt(3), 5);
+  request.stop.stop_strings = {"x"};
+  EXPECT_THAT(message(request), HasSubstr("no tokenizer"));
+  request = Greedy(Prompt(3), 5);
+  request.top_logprobs = 5000;
+  EXPECT_THAT(message(request), HasSubstr("top_logprobs is 5000"));
+  request = Greedy(Prompt(3), 5);
+  request.sampling.top_p = 0;
+  EXPECT_THAT(message(request), HasSubstr("sampling.top_p"));
+  EXPECT_FALSE(engine_->StepOnce());
+  EXPECT_EQ(engine_->Snapshot().requests_refused, 12u);
+  EXPECT_EQ(sink.starts, 0);
+  EXPECT_FALSE(sink.finish.has_value());
+}
+
+TEST_F(EngineTest, APromptThatThePoolCouldNeverHoldIsRefused) {
+  ScriptedModelOptions model_options;
+  model_options.kv_tokens = 100;
+  Make(model_options);
+  RecordingSink sink;
+  const auto id = engine_->Submit(Greedy(Prompt(90), 11), &sink);
+  EXPECT_EQ(id.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(id.status().message()), HasSubstr("KV pool 100"));
+  Submit(Greedy(Prompt(90), 10), &sink);
+  RunAll();
+  EXPECT_EQ(sink.ids.size(), 10u);
+}
+
+// ---- Scoring and log-probabilities ----------------------------------------------------------------
+// log p of every id after `context`, in doubles.
+std::vector<double> PlainLogprobs(const std::vector<int32_t>& context) {
+  std::vector<float> logits(64);
+  testing::HashScript()(context, absl::MakeSpan(logits));
+  double sum = 0;
+  for (float l : logits) {
+    sum += std::exp(static_cast<double>(l));
+  }
+  std::vector<double> result;
+  for (float l : logits) {
+    result.push_back(l - std::log(sum));
+  }
+  return result;
+}
+
+void ExpectPosition(const PositionLogprobs& position, const std::vector<int32_t>& context, int32_t id, size_t top) {
+  const std::vector<double> plain = PlainLogprobs(context);
+  EXPECT_EQ(position.chosen.id, id);
+  EXPECT_NEAR(position.chosen.logprob, plain[static_cast<size_t>(id)], 1e-5);
+  ASSERT_EQ(position.top.size(), top);
+  std::vector<double> sorted = plain;
+  std::sort(sorted.begin(), sorted.end(), std::greater<double>());
+  for (size_t i = 0; i < top; ++i) {
+    EXPECT_NEAR(position.top[i].logprob, sorted[i], 1e-5);
+    EXPECT_NEAR(position.top[i].logprob, plain[static_cast<size_t>(position.top[i].id)], 1e-5);
+  }
+}
+
+TEST_F(EngineTest, ScoringGivesThePromptsLogprobsInPiecesAndGeneratesNothing) {
+  for (int rows : {1, 5, 16}) {
+    ScriptedModelOptions model_options;
+    model_options.limits.logit_rows_max = rows;
+    Make(model_options);
+    const std::vector<int32_t> prompt = Prompt(50);
+    RecordingSink sink;
+    GenerateRequest request = Greedy(prompt, 0);
+    request.prompt_logprobs = true;
+    request.prompt_top_logprobs = 3;
+    Submit(std::move(request), &sink);
+    RunAll();
+    ASSERT_TRUE(sink.finish.has_value());
+    EXPECT_EQ(sink.finish->reason, FinishReason::kLength);
+    EXPECT_THAT(sink.ids, IsEmpty());
+    ASSERT_EQ(sink.prompt.size(), 49u);
+    EXPECT_GE(sink.prompt_pieces, 49 / rows);
+    for (size_t i = 1; i < prompt.size(); ++i) {
+      ExpectPosition(sink.prompt[i - 1], {prompt.begin(), prompt.begin() + static_cast<std::ptrdiff_t>(i)}, prompt[i],
+                     3);
+    }
+    EXPECT_THAT(sink.violations, IsEmpty());
+    TearDown();
+  }
+}
+
+TEST_F(EngineTest, ScoringOneTokenHasNothingToSay) {
+  Make();
+  RecordingSink sink;
+  GenerateRequest request = Greedy({5}, 0);
+  request.prompt_logprobs = true;
+  Submit(std::move(request), &sink);
+  RunAll();
+  EXPECT_EQ(sink.starts, 1);
+  EXPECT_EQ(sink.finish->reason, FinishReason::kLength);
+  EXPECT_THAT(sink.prompt, IsEmpty());
+  EXPECT_EQ(model_->steps(), 0u);
+}
+
+TEST_F(EngineTest, GeneratedTokensCarryRawLogprobsWhateverTheSamplingSays) {
+  Make();
+  RecordingSink sink;
+  GenerateRequest request = Greedy(Prompt(6), 10);
+  request.prompt_logprobs = true;
+  request.want_logprobs = true;
+  request.top_logprobs = 4;
+  request.sampling.temperature = 0.3f;
+  request.sampling.top_k = 5;
+  request.sampling.repetition_penalty = 1.5f;
+  request.sampling.logit_bias = {{7, 3.0f}};
+  Submit(std::move(request), &sink);
+  RunAll();
+  ASSERT_EQ(sink.logprobs.size(), 10u);
+  ASSERT_EQ(sink.prompt.size(), 5u);
+  std::vector<int32_t> context = Prompt(6);
+  for (size_t i = 0; i < 10; ++i) {
+    ExpectPosition(sink.logprobs[i], context, sink.ids[i], 4);
+    context.push_back(sink.ids[i]);
+  }
+}
+
+// ---- Ends -----------------------------------------------------------------------------------------
 TEST_F(EngineTest, CancelEndsWithinOneStep) {
   Make();
   RecordingSink sink;
@@ -153,27 +346,432 @@ TEST_F(EngineTest, CancelEndsWithinOneStep) {
   const size_t before = sink.ids.size();
   EXPECT_GT(before, 0u);
   engine_->Cancel(id);
+  engine_->Cancel(id + 1000);
   engine_->StepOnce();
   ASSERT_TRUE(sink.finish.has_value());
   EXPECT_EQ(sink.ids.size(), before);
   EXPECT_EQ(sink.finish->reason, FinishReason::kCancelled);
   EXPECT_EQ(sink.finish->status.code(), absl::StatusCode::kCancelled);
+  engine_->Cancel(id);  // after its end: ignored
+  EXPECT_FALSE(engine_->StepOnce());
 }
 
-TEST_F(EngineTest, OwnThreadServesManyAtOnce) {
-  ScriptedModel model(ScriptedModelOptions{});
-  auto engine = Engine::Create(model, nullptr, {}, {});
-  ASSERT_TRUE(engine.ok());
-  std::vector<RecordingSink> sinks(40);
-  for (int i = 0; i < 40; ++i) {
-    ASSERT_TRUE((*engine)->Submit(Greedy(Prompt(3 + i, i), 10), &sinks[static_cast<size_t>(i)]).ok());
+TEST_F(EngineTest, CancelDuringAStepKeepsItsTokenBack) {
+  Make();
+  RecordingSink sink;
+  const RequestId id = Submit(Greedy(Prompt(4), 100), &sink);
+  engine_->StepOnce();
+  const size_t before = sink.ids.size();
+  model_->set_on_step([&](uint64_t) { engine_->Cancel(id); });
+  engine_->StepOnce();
+  EXPECT_EQ(sink.ids.size(), before);
+  engine_->StepOnce();
+  EXPECT_EQ(sink.finish->reason, FinishReason::kCancelled);
+}
+
+TEST_F(EngineTest, AWaitingRequestCanBeCancelledAndItsRowsAreGivenBack) {
+  ScriptedModelOptions model_options;
+  model_options.limits.slots_max = 1;
+  Make(model_options);
+  RecordingSink first;
+  RecordingSink second;
+  Submit(Greedy(Prompt(4), 50), &first);
+  const RequestId id = Submit(Greedy(Prompt(9), 50), &second);
+  engine_->StepOnce();
+  engine_->StepOnce();
+  EXPECT_EQ(engine_->Snapshot().waiting, 1);
+  engine_->Cancel(id);
+  engine_->StepOnce();
+  EXPECT_EQ(second.starts, 0);
+  EXPECT_EQ(second.finish->reason, FinishReason::kCancelled);
+  EXPECT_GT(second.finish->receipt.queue_seconds, 0);
+  EXPECT_EQ(engine_->Snapshot().waiting, 0);
+  RunAll();
+  EXPECT_EQ(first.ids.size(), 50u);
+}
+
+TEST_F(EngineTest, DeadlinesEndRunningAndWaitingRequests) {
+  ScriptedModelOptions model_options;
+  model_options.limits.slots_max = 1;
+  Make(model_options);
+  RecordingSink running;
+  RecordingSink waiting;
+  GenerateRequest request = Greedy(Prompt(4), 100);
+  request.deadline = clock_.WallNow() + absl::Milliseconds(100);
+  Submit(request, &running);
+  request.deadline = clock_.WallNow() + absl::Milliseconds(50);
+  Submit(request, &waiting);
+  clock_.JumpWall(-absl::Hours(5));  // a deadline counts from Submit, whatever happens to the wall clock
+  RunAll();
+  EXPECT_EQ(running.finish->reason, FinishReason::kDeadline);
+  EXPECT_EQ(running.finish->status.code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(running.ids.size(), 9u);  // 14 ms for the prompt and its token, 11 ms for each of the others
+  EXPECT_EQ(waiting.starts, 0);
+  EXPECT_EQ(waiting.finish->reason, FinishReason::kDeadline);
+  EXPECT_NEAR(waiting.finish->receipt.queue_seconds, 0.05, 0.011);
+}
+
+TEST_F(EngineTest, AnErrorOfOneChunkEndsOnlyThatSequence) {
+  Make();
+  std::vector<RecordingSink> sinks(3);
+  for (int i = 0; i < 3; ++i) {
+    Submit(Greedy(Prompt(5, i), 12), &sinks[static_cast<size_t>(i)]);
   }
-  for (int i = 0; i < 40; ++i) {
-    sinks[static_cast<size_t>(i)].WaitForFinish();
-    EXPECT_EQ(sinks[static_cast<size_t>(i)].ids, model.Greedy(Prompt(3 + i, i), 10));
+  model_->set_chunk_fault([&](uint64_t, const Chunk& chunk) {
+    return chunk.start == 9 && chunk.tokens[0] == model_->Greedy(Prompt(5, 1), 5)[4] && chunk.slot == 1
+               ? absl::DataLossError("row 17 at offset 4096")
+               : absl::OkStatus();
+  });
+  // The fault asks the model for its own continuation, which takes no lock: Greedy is a pure function.
+  RunAll();
+  EXPECT_EQ(sinks[0].ids, model_->Greedy(Prompt(5, 0), 12));
+  EXPECT_EQ(sinks[2].ids, model_->Greedy(Prompt(5, 2), 12));
+  EXPECT_EQ(sinks[1].finish->reason, FinishReason::kError);
+  EXPECT_EQ(sinks[1].finish->status.code(), absl::StatusCode::kDataLoss);
+  EXPECT_EQ(sinks[1].ids.size(), 5u);
+}
+
+TEST_F(EngineTest, AFailingStepEndsItsSequencesAndTheEngineLives) {
+  ScriptedModelOptions model_options;
+  model_options.limits.slots_max = 2;
+  Make(model_options);
+  std::vector<RecordingSink> sinks(4);
+  model_->set_step_fault(
+      [](uint64_t step) { return step == 3 ? absl::UnavailableError("device gone") : absl::OkStatus(); });
+  for (int i = 0; i < 4; ++i) {
+    Submit(Greedy(Prompt(5, i), 6), &sinks[static_cast<size_t>(i)]);
   }
-  (*engine)->Drain(absl::InfiniteFuture());
-  EXPECT_THAT(model.violations(), IsEmpty());
+  RunAll();
+  for (size_t i : {0, 1}) {
+    EXPECT_EQ(sinks[i].finish->reason, FinishReason::kError);
+    EXPECT_EQ(sinks[i].finish->status.message(), "device gone");
+  }
+  for (size_t i : {2, 3}) {
+    EXPECT_EQ(sinks[i].ids, model_->Greedy(Prompt(5, static_cast<int>(i)), 6));
+  }
+}
+
+TEST_F(EngineTest, ALogitThatIsNotFiniteEndsOnlyItsSequence) {
+  ScriptedModelOptions model_options;
+  model_options.script = [hash = testing::HashScript()](absl::Span<const int32_t> context, absl::Span<float> logits) {
+    hash(context, logits);
+    if (context.size() == 8 && context[0] == Prompt(5, 1)[0]) {
+      logits[3] = std::numeric_limits<float>::quiet_NaN();
+    }
+  };
+  Make(model_options);
+  std::vector<RecordingSink> sinks(2);
+  Submit(Greedy(Prompt(5, 0), 10), &sinks[0]);
+  Submit(Greedy(Prompt(5, 1), 10), &sinks[1]);
+  RunAll();
+  EXPECT_EQ(sinks[0].ids.size(), 10u);
+  EXPECT_EQ(sinks[1].finish->status.code(), absl::StatusCode::kInternal);
+  EXPECT_EQ(sinks[1].ids.size(), 3u);
+}
+
+TEST_F(EngineTest, ASlotThatTheModelRefusesIsTriedAgainWhenOthersEnd) {
+  Make();
+  std::vector<RecordingSink> sinks(3);
+  Submit(Greedy(Prompt(5, 0), 6), &sinks[0]);
+  engine_->StepOnce();
+  model_->FailOpenSlot(absl::ResourceExhaustedError("pages"), 1);
+  Submit(Greedy(Prompt(5, 1), 6), &sinks[1]);
+  Submit(Greedy(Prompt(5, 2), 6), &sinks[2]);
+  engine_->StepOnce();
+  EXPECT_EQ(sinks[1].starts, 0);
+  EXPECT_EQ(sinks[2].starts, 0) << "nobody overtakes";
+  RunAll();
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_EQ(sinks[static_cast<size_t>(i)].ids, model_->Greedy(Prompt(5, i), 6));
+  }
+}
+
+TEST_F(EngineTest, ASlotThatTheModelRefusesOnAnIdleEngineEndsTheRequest) {
+  Make();
+  RecordingSink sink;
+  RecordingSink next;
+  model_->FailOpenSlot(absl::ResourceExhaustedError("pages"), 1);
+  Submit(Greedy(Prompt(5), 6), &sink);
+  Submit(Greedy(Prompt(5), 6), &next);
+  RunAll();
+  EXPECT_EQ(sink.finish->reason, FinishReason::kError);
+  EXPECT_EQ(sink.finish->status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(next.ids.size(), 6u);
+}
+
+// ---- Queue and drain ------------------------------------------------------------------------------
+TEST_F(EngineTest, AFullQueueRefusesWithADelayAndTakesAgainLater) {
+  ScriptedModelOptions model_options;
+  model_options.limits.slots_max = 2;
+  EngineOptions options;
+  options.waiting_max = 3;
+  Make(model_options, options);
+  std::vector<RecordingSink> sinks(6);
+  for (int i = 0; i < 5; ++i) {  // two slots are free, three may wait
+    Submit(Greedy(Prompt(5, i), 6), &sinks[static_cast<size_t>(i)]);
+  }
+  const auto refused = engine_->Submit(Greedy(Prompt(5), 6), &sinks[5]);
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(refused.status().message()), HasSubstr("no more than 3 may"));
+  ASSERT_TRUE(RetryAfter(refused.status()).has_value());
+  EXPECT_GT(*RetryAfter(refused.status()), absl::ZeroDuration());
+  engine_->StepOnce();
+  EXPECT_EQ(engine_->Snapshot().waiting, 3);
+  EXPECT_EQ(engine_->Snapshot().running, 2);
+  EXPECT_FALSE(engine_->Submit(Greedy(Prompt(5), 6), &sinks[5]).ok());
+  for (int i = 0; i < 6; ++i) {
+    engine_->StepOnce();
+  }
+  Submit(Greedy(Prompt(5, 5), 6), &sinks[5]);
+  RunAll();
+  for (int i = 0; i < 6; ++i) {
+    EXPECT_EQ(sinks[static_cast<size_t>(i)].ids, model_->Greedy(Prompt(5, i), 6));
+  }
+  EXPECT_EQ(engine_->Snapshot().requests_accepted, 6u);
+  EXPECT_EQ(engine_->Snapshot().requests_refused, 2u);
+}
+
+TEST_F(EngineTest, WaitingPromptTokensAreBounded) {
+  ScriptedModelOptions model_options;
+  model_options.limits.slots_max = 1;
+  EngineOptions options;
+  options.waiting_tokens_max = 100;
+  Make(model_options, options);
+  std::vector<RecordingSink> sinks(4);
+  Submit(Greedy(Prompt(200), 6), &sinks[0]);  // alone it may exceed the bound
+  engine_->StepOnce();
+  Submit(Greedy(Prompt(60), 6), &sinks[1]);
+  EXPECT_EQ(engine_->Submit(Greedy(Prompt(41), 6), &sinks[2]).status().code(), absl::StatusCode::kResourceExhausted);
+  Submit(Greedy(Prompt(40), 6), &sinks[3]);
+  EXPECT_EQ(engine_->Snapshot().waiting_tokens, 100);
+  RunAll();
+  EXPECT_EQ(engine_->Snapshot().waiting_tokens, 0);
+}
+
+TEST_F(EngineTest, DrainFinishesWhatRunsAndRefusesWhatComes) {
+  Make();
+  RecordingSink sink;
+  Submit(Greedy(Prompt(5), 6), &sink);
+  engine_->Drain(absl::InfiniteFuture());
+  EXPECT_EQ(sink.ids.size(), 6u);
+  EXPECT_EQ(sink.finish->reason, FinishReason::kLength);
+  EXPECT_EQ(engine_->Submit(Greedy(Prompt(5), 6), &sink).status().code(), absl::StatusCode::kUnavailable);
+}
+
+TEST_F(EngineTest, DrainEndsTheRestAtItsDeadline) {
+  ScriptedModelOptions model_options;
+  model_options.limits.slots_max = 1;
+  Make(model_options);
+  RecordingSink running;
+  RecordingSink waiting;
+  Submit(Greedy(Prompt(5), 100), &running);
+  Submit(Greedy(Prompt(5), 100), &waiting);
+  engine_->Drain(clock_.WallNow() + absl::Milliseconds(100));
+  for (RecordingSink* sink : {&running, &waiting}) {
+    ASSERT_TRUE(sink->finish.has_value());
+    EXPECT_EQ(sink->finish->reason, FinishReason::kError);
+    EXPECT_EQ(sink->finish->status.code(), absl::StatusCode::kUnavailable);
+  }
+  EXPECT_EQ(running.ids.size(), 9u);
+}
+
+TEST_F(EngineTest, DestroyingTheEngineEndsWhatIsLeft) {
+  Make();
+  RecordingSink sink;
+  Submit(Greedy(Prompt(5), 100), &sink);
+  engine_->StepOnce();
+  engine_.reset();
+  EXPECT_EQ(sink.finish->status.code(), absl::StatusCode::kUnavailable);
+}
+
+// ---- Rows -----------------------------------------------------------------------------------------
+TEST_F(EngineTest, EveryChunksRowsAreAskedForAheadOfItsStep) {
+  EngineOptions options;
+  options.prefill_chunk_max = 16;
+  Make({}, options);
+  RecordingSink sink;
+  Submit(Greedy(Prompt(100), 20), &sink);
+  RunAll();
+  const auto steps = model_->seen();
+  ASSERT_EQ(steps.size(), 7u + 19u);
+  for (size_t i = 0; i < steps.size(); ++i) {
+    ASSERT_EQ(steps[i].size(), 1u);
+    EXPECT_TRUE(steps[i][0].had_rows) << "step " << i;
+    // A prompt's chunk k + 1 was asked for before chunk k was computed; a sampled token's as soon as it existed.
+    EXPECT_EQ(steps[i][0].rows_before_last_step, i >= 1 && i < 7) << "step " << i;
+  }
+}
+
+TEST_F(EngineTest, AWaitingRequestsFirstRowsAreReadWhileItWaits) {
+  ScriptedModelOptions model_options;
+  model_options.limits.slots_max = 1;
+  Make(model_options);
+  RecordingSink first;
+  RecordingSink second;
+  Submit(Greedy(Prompt(5), 10), &first);
+  Submit(Greedy(Prompt(20), 2), &second);
+  RunAll();
+  const auto steps = model_->seen();
+  ASSERT_EQ(steps.size(), 12u);
+  EXPECT_EQ(steps[10][0].tokens, 20);
+  EXPECT_TRUE(steps[10][0].rows_before_last_step);
+}
+
+TEST_F(EngineTest, WithoutRoomForTicketsTheModelReadsRowsItself) {
+  for (int tickets : {0, 1, 3}) {
+    ScriptedModelOptions model_options;
+    model_options.tickets_max = tickets;
+    Make(model_options);
+    std::vector<RecordingSink> sinks(6);
+    for (int i = 0; i < 6; ++i) {
+      Submit(Greedy(Prompt(30, i), 8), &sinks[static_cast<size_t>(i)]);
+    }
+    RunAll();
+    for (int i = 0; i < 6; ++i) {
+      EXPECT_EQ(sinks[static_cast<size_t>(i)].ids, model_->Greedy(Prompt(30, i), 8));
+    }
+    TearDown();
+  }
+}
+
+TEST_F(EngineTest, AModelWithoutATableIsServedToo) {
+  ScriptedModelOptions model_options;
+  model_options.has_rows = false;
+  Make(model_options);
+  RecordingSink sink;
+  Submit(Greedy(Prompt(30), 8), &sink);
+  RunAll();
+  EXPECT_EQ(sink.ids, model_->Greedy(Prompt(30), 8));
+}
+
+// ---- Pace, receipts, figures ----------------------------------------------------------------------
+TEST_F(EngineTest, ALongPromptDoesNotStallARunningStream) {
+  ScriptedModelOptions model_options;
+  model_options.limits = {64, 3000, 4, 256, 16};
+  model_options.step_base = absl::Milliseconds(60);
+  model_options.step_per_token = absl::Milliseconds(2);
+  EngineOptions options;
+  options.itl_target = absl::Milliseconds(150);
+  Make(model_options, options);
+  RecordingSink stream;
+  RecordingSink prompt;
+  Submit(Greedy(Prompt(4), 400), &stream);
+  for (int i = 0; i < 10; ++i) {
+    engine_->StepOnce();
+  }
+  Submit(Greedy(Prompt(2000, 1), 4), &prompt);
+  std::vector<double> gaps;
+  size_t seen = stream.ids.size();
+  int64_t last = clock_.NowNs();
+  while (!prompt.finish.has_value()) {
+    engine_->StepOnce();
+    ASSERT_EQ(stream.ids.size(), seen + 1) << "the stream gets its token in every step";
+    seen = stream.ids.size();
+    gaps.push_back(static_cast<double>(clock_.NowNs() - last) * 1e-6);
+    last = clock_.NowNs();
+  }
+  std::sort(gaps.begin(), gaps.end());
+  EXPECT_LE(gaps[gaps.size() * 99 / 100], 300) << "p99 at most twice the target";
+  EXPECT_LE(gaps.back(), 300);
+  EXPECT_LE(gaps[gaps.size() / 2], 150);
+  // 44 prompt tokens per step meet the target exactly; 2000 of them need 46 steps.
+  EXPECT_LE(gaps.size(), 70u) << "and the prompt gets on";
+  RunAll();
+}
+
+TEST_F(EngineTest, AStreamThatStartsBesideALongPromptIsNotStalledEither) {
+  ScriptedModelOptions model_options;
+  model_options.limits = {64, 3000, 4, 256, 16};
+  model_options.step_base = absl::Milliseconds(60);
+  model_options.step_per_token = absl::Milliseconds(2);
+  EngineOptions options;
+  options.itl_target = absl::Milliseconds(150);
+  Make(model_options, options);
+  RecordingSink prompt;
+  RecordingSink stream;
+  Submit(Greedy(Prompt(2500, 1), 4), &prompt);
+  engine_->StepOnce();
+  EXPECT_EQ(model_->seen()[0][0].tokens, 128) << "alone it gets full chunks";
+  Submit(Greedy(Prompt(4), 60), &stream);
+  engine_->StepOnce();
+  ASSERT_EQ(stream.ids.size(), 1u) << "a short prompt does not wait for a long one";
+  for (int i = 0; i < 40; ++i) {
+    const int64_t before = clock_.NowNs();
+    engine_->StepOnce();
+    EXPECT_LE(clock_.NowNs() - before, 300'000'000) << i;
+  }
+  RunAll();
+}
+
+TEST_F(EngineTest, ReceiptsAddUp) {
+  Make();
+  RecordingSink first;
+  RecordingSink second;
+  Submit(Greedy(Prompt(20), 10), &first);
+  Submit(Greedy(Prompt(7, 1), 4), &second);
+  RunAll();
+  const Receipt& receipt = first.finish->receipt;
+  EXPECT_EQ(receipt.rows_requested, 29u);  // 20 of the prompt, 9 of generated tokens; the last is never computed
+  EXPECT_EQ(receipt.rows_from_cache + receipt.rows_read, receipt.rows_requested);
+  EXPECT_EQ(receipt.flash_bytes, receipt.rows_read * 4096);
+  EXPECT_EQ(receipt.kv_bytes_peak, 2900u);
+  EXPECT_EQ(receipt.queue_seconds, 0);
+  EXPECT_NEAR(receipt.prefill_seconds, 0.010 + 0.027, 1e-9);
+  EXPECT_NEAR(receipt.decode_seconds, 3 * 0.012 + 6 * 0.011, 1e-9);
+  EXPECT_NEAR(receipt.row_wait_seconds, 0.1 * (receipt.prefill_seconds + receipt.decode_seconds), 1e-9);
+}
+
+TEST_F(EngineTest, FiguresCountWhatHappened) {
+  ScriptedModelOptions model_options;
+  model_options.limits.slots_max = 1;
+  Make(model_options);
+  RecordingSink first;
+  RecordingSink second;
+  Submit(Greedy(Prompt(20), 10), &first);
+  Submit(Greedy(Prompt(7, 1), 4), &second);
+  EXPECT_EQ(engine_->Snapshot().waiting, 2);
+  RunAll();
+  const EngineStats stats = engine_->Snapshot();
+  EXPECT_EQ(stats.requests_accepted, 2u);
+  EXPECT_EQ(stats.requests_finished[static_cast<size_t>(FinishReason::kLength)], 2u);
+  EXPECT_EQ(stats.prompt_tokens, 27u);
+  EXPECT_EQ(stats.generated_tokens, 14u);
+  EXPECT_EQ(stats.steps, 14u);
+  EXPECT_EQ(stats.waiting, 0);
+  EXPECT_EQ(stats.running, 0);
+  EXPECT_EQ(stats.kv_tokens_free, 256);
+  const auto total = [](const SecondsHistogram& h) {
+    EXPECT_EQ(h.counts.size(), h.bounds.size() + 1);
+    return std::accumulate(h.counts.begin(), h.counts.end(), uint64_t{0});
+  };
+  EXPECT_EQ(total(stats.queue_seconds), 2u);
+  EXPECT_EQ(total(stats.ttft_seconds), 2u);
+  EXPECT_EQ(total(stats.itl_seconds), 12u);
+  EXPECT_EQ(total(stats.step_seconds), 14u);
+  EXPECT_NEAR(stats.itl_seconds.sum, 12 * 0.011, 1e-9);
+  EXPECT_NEAR(stats.ttft_seconds.sum, 0.030 + 0.030 + 9 * 0.011 + 0.017, 1e-9);
+  EXPECT_NEAR(stats.step_seconds.sum, static_cast<double>(stats.step_ns) * 1e-9, 1e-9);
+}
+
+TEST(EngineCreateTest, RefusesLimitsAndOptionsThatCannotWork) {
+  const auto create = [](ModelLimits limits, EngineOptions options, std::vector<int32_t> eos) {
+    ScriptedModelOptions model_options;
+    model_options.limits = limits;
+    ScriptedModel model(model_options);
+    options.own_thread = false;
+    return std::string(Engine::Create(model, nullptr, std::move(eos), options).status().message());
+  };
+  const ModelLimits good{64, 256, 4, 64, 16};
+  EXPECT_EQ(create(good, {}, {1}), "");
+  EXPECT_THAT(create({64, 256, 4, 3, 16}, {}, {}), HasSubstr("step_tokens_max is 3"));
+  EXPECT_THAT(create({64, 256, 4, 64, 0}, {}, {}), HasSubstr("logit_rows_max is 0"));
+  EngineOptions options;
+  options.prefill_chunk_max = 0;
+  EXPECT_THAT(create(good, options, {}), HasSubstr("prefill_chunk_max is 0"));
+  options = {};
+  options.waiting_max = -1;
+  EXPECT_THAT(create(good, options, {}), HasSubstr("negative"));
+  EXPECT_THAT(create(good, {}, {64}), HasSubstr("id 64"));
 }
 
 }  // namespace
