@@ -90,6 +90,12 @@ class Reader {
       status_ = absl::InvalidArgumentError(absl::StrCat(path_, key, " ", what));
     }
   }
+  // Takes over the error of a reader of an object inside this one.
+  void Adopt(const absl::Status& inner) {
+    if (status_.ok() && !inner.ok()) {
+      status_ = absl::Status(inner.code(), absl::StrCat(path_, inner.message()));
+    }
+  }
   void Unserved(const std::string& key, const std::string& what) {
     if (status_.ok()) {
       status_ = absl::UnimplementedError(absl::StrCat(path_, key, " ", what));
@@ -166,15 +172,13 @@ RopeEntry ReadRope(Reader& parent, const nlohmann::json* entry, const std::strin
     parent.Fail(path, "is no object");
     return defaults;
   }
-  Reader reader(*entry, "");
+  Reader reader(*entry, absl::StrCat(path, "."));
   RopeEntry rope;
   rope.type = reader.String("rope_type", reader.String("type", "default"));
   rope.theta = reader.Number("rope_theta", defaults.theta, 1.0, 1e12);
   rope.partial = reader.Number("partial_rotary_factor", 1.0, 0.0, 1.0);
   rope.factor = reader.Number("factor", 1.0, 1e-3, 1e6);
-  if (!reader.status().ok()) {
-    parent.Fail(absl::StrCat(path, "."), std::string(reader.status().message()));
-  }
+  parent.Adopt(reader.status());
   return rope;
 }
 

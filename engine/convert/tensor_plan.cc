@@ -109,8 +109,9 @@ class Planner {
   TensorType Fit(TensorType wanted, uint64_t cols) {
     const TensorType fitting = FittingType(wanted, cols);
     if (fitting != wanted) {
-      ++refitted_[{wanted, fitting}];
-      refitted_cols_.insert(cols);
+      Refit& refit = refitted_[{wanted, fitting}];
+      ++refit.tensors;
+      refit.widths.insert(cols);
     }
     return fitting;
   }
@@ -294,12 +295,12 @@ class Planner {
       plan_.notes.push_back(absl::StrCat("keys and values of ", unused_kv_layers_,
                                          " layers that read another layer's are left out (never used)"));
     }
-    for (const auto& [pair, count] : refitted_) {
-      plan_.notes.push_back(absl::StrCat(
-          count, " tensors are stored as ", storage::TraitsOf(pair.second).name, " instead of ",
-          storage::TraitsOf(pair.first).name, ", whose blocks of ", storage::TraitsOf(pair.first).block_elements,
-          " do not divide their width (widths of this model that did not fit: ", absl::StrJoin(refitted_cols_, ", "),
-          ")"));
+    for (const auto& [types, refit] : refitted_) {
+      const storage::TensorTypeTraits& wanted = storage::TraitsOf(types.first);
+      plan_.notes.push_back(absl::StrCat(refit.tensors, refit.tensors == 1 ? " tensor is" : " tensors are",
+                                         " stored as ", storage::TraitsOf(types.second).name, ", not ", wanted.name,
+                                         ": blocks of ", wanted.block_elements, " do not divide rows of ",
+                                         absl::StrJoin(refit.widths, ", ")));
     }
   }
 
@@ -312,8 +313,11 @@ class Planner {
   TensorPlan plan_;
   std::set<std::string> used_;
   int unused_kv_layers_ = 0;
-  std::map<std::pair<TensorType, TensorType>, int> refitted_;
-  std::set<uint64_t> refitted_cols_;
+  struct Refit {
+    int tensors = 0;
+    std::set<uint64_t> widths;
+  };
+  std::map<std::pair<TensorType, TensorType>, Refit> refitted_;  // by (wanted, stored)
 };
 
 }  // namespace

@@ -10,6 +10,7 @@ void AddSubcommands(CLI::App& app) {
   AddScore(app);
   AddInfo(app);
   AddHealth(app);
+  AddConvert(app);
 }
 
 }  // namespace embergate::server

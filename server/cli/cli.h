@@ -21,6 +21,9 @@ void AddScore(CLI::App& app);
 void AddInfo(CLI::App& app);
 void AddHealth(CLI::App& app);
 
+// Model files.
+void AddConvert(CLI::App& app);
+
 }  // namespace embergate::server
 
 #endif  // EMBERGATE_SERVER_CLI_CLI_H_
