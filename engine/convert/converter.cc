@@ -25,8 +25,9 @@ using storage::TensorType;
 
 namespace {
 
-// Elements in memory at once: 16 MiB of output at f32, plus one row of f32 twice per thread.
+// Elements converted between two writes (at most 16 MiB of output), and read at once by a thread (256 KiB as f32).
 constexpr uint64_t kPieceElements = 4u << 20;
+constexpr uint64_t kRunElements = 64u << 10;
 constexpr uint64_t kConfigBytesMax = 16u << 20;
 
 bool IsQuantized(TensorType type) {
@@ -153,61 +154,79 @@ class TensorStream {
 
  private:
   struct Scratch {
-    std::vector<float> source;
-    std::vector<float> stored;
+    std::vector<float> source;  // a run of rows
+    std::vector<float> stored;  // one row
   };
 
+  // Rows [first, first + count) of the tensor into out_ and row_sums_. A worker takes a run of rows at a time, so that
+  // one read serves many of them.
   absl::Status ConvertRows(const PlannedTensor& tensor, uint64_t first, uint64_t count, uint64_t row_bytes) {
-    const int64_t grain = std::max<int64_t>(1, 65536 / static_cast<int64_t>(tensor.cols()));
+    const uint64_t cols = tensor.cols();
+    const uint64_t run_rows = std::max<uint64_t>(1, kRunElements / cols);
     absl::Status status;
     std::mutex mutex;
-    pool_.ParallelFor(static_cast<int64_t>(count), grain, [&](int64_t begin, int64_t end, int worker) {
-      for (int64_t i = begin; i < end; ++i) {
-        absl::Status row_status =
-            ConvertRow(tensor, first + i, out_.data() + i * row_bytes, scratch_[worker], &row_sums_[i]);
-        if (!row_status.ok()) {
-          const std::lock_guard<std::mutex> lock(mutex);
-          if (status.ok()) {
-            status = std::move(row_status);
-          }
-          return;
-        }
+    const auto convert_run = [&](uint64_t begin, uint64_t end, Scratch& scratch) -> absl::Status {
+      scratch.source.resize((end - begin) * cols);
+      scratch.stored.resize(cols);
+      EMBERGATE_RETURN_IF_ERROR(ReadRows(tensor, first + begin, absl::MakeSpan(scratch.source)));
+      for (uint64_t i = begin; i < end; ++i) {
+        EMBERGATE_RETURN_IF_ERROR(ConvertRow(tensor, first + i, scratch.source.data() + (i - begin) * cols,
+                                             scratch.stored.data(), out_.data() + i * row_bytes, &row_sums_[i]));
       }
-    });
+      return absl::OkStatus();
+    };
+    pool_.ParallelFor(static_cast<int64_t>(count), static_cast<int64_t>(run_rows),
+                      [&](int64_t begin, int64_t end, int worker) {
+                        for (int64_t run = begin; run < end; run += static_cast<int64_t>(run_rows)) {
+                          const int64_t run_end = std::min<int64_t>(end, run + static_cast<int64_t>(run_rows));
+                          absl::Status run_status = convert_run(run, run_end, scratch_[worker]);
+                          if (!run_status.ok()) {
+                            const std::lock_guard<std::mutex> lock(mutex);
+                            status.Update(run_status);
+                            return;
+                          }
+                        }
+                      });
     return status;
   }
 
-  static absl::Status ReadRow(const PlannedTensor& tensor, uint64_t row, absl::Span<float> out) {
+  // Whole rows from `row` on, as many as `out` holds.
+  static absl::Status ReadRows(const PlannedTensor& tensor, uint64_t row, absl::Span<float> out) {
+    const uint64_t cols = tensor.cols();
     if (tensor.parts.empty()) {
-      std::copy_n(tensor.constant.begin() + row * out.size(), out.size(), out.begin());
+      std::copy_n(tensor.constant.begin() + row * cols, out.size(), out.begin());
       return absl::OkStatus();
     }
-    if (row >= tensor.rows() - tensor.padding_rows) {
-      row = 0;
-    }
-    for (const SafetensorsFolder::Entry& part : tensor.parts) {
-      const uint64_t part_rows = part.tensor->elements / out.size();
-      if (row < part_rows) {
-        return part.file->ReadFloats(*part.tensor, row * out.size(), out);
+    const uint64_t source_rows = tensor.rows() - tensor.padding_rows;
+    while (!out.empty()) {
+      const bool padding = row >= source_rows;
+      uint64_t at = padding ? 0 : row;
+      size_t part = 0;
+      while (at >= tensor.parts[part].tensor->elements / cols) {
+        at -= tensor.parts[part].tensor->elements / cols;
+        ++part;
       }
-      row -= part_rows;
+      const SafetensorsFolder::Entry& entry = tensor.parts[part];
+      const uint64_t rows =
+          padding ? 1 : std::min({out.size() / cols, entry.tensor->elements / cols - at, source_rows - row});
+      EMBERGATE_RETURN_IF_ERROR(entry.file->ReadFloats(*entry.tensor, at * cols, out.first(rows * cols)));
+      out.remove_prefix(rows * cols);
+      row += rows;
     }
-    return absl::InternalError(absl::StrCat("tensor ", tensor.name, ": row without a source"));
+    return absl::OkStatus();
   }
 
-  static absl::Status ConvertRow(const PlannedTensor& tensor, uint64_t row, uint8_t* out, Scratch& scratch,
-                                 ErrorSums* sums) {
-    const uint64_t cols = tensor.cols();
-    scratch.source.resize(cols);
-    scratch.stored.resize(cols);
-    EMBERGATE_RETURN_IF_ERROR(ReadRow(tensor, row, absl::MakeSpan(scratch.source)));
-    EMBERGATE_RETURN_IF_ERROR(QuantizeRow(tensor.type, scratch.source.data(), static_cast<int64_t>(cols), out));
-    DequantizeRow(tensor.type, out, static_cast<int64_t>(cols), scratch.stored.data());
+  // `stored` is scratch for one row.
+  static absl::Status ConvertRow(const PlannedTensor& tensor, uint64_t row, const float* source, float* stored,
+                                 uint8_t* out, ErrorSums* sums) {
+    const int64_t cols = static_cast<int64_t>(tensor.cols());
+    EMBERGATE_RETURN_IF_ERROR(QuantizeRow(tensor.type, source, cols, out));
+    DequantizeRow(tensor.type, out, cols, stored);
     *sums = ErrorSums();
-    for (uint64_t i = 0; i < cols; ++i) {
-      const double source = scratch.source[i];
-      const double error = scratch.stored[i] - source;
-      sums->source += source * source;
+    for (int64_t i = 0; i < cols; ++i) {
+      const double value = source[i];
+      const double error = stored[i] - value;
+      sums->source += value * value;
       sums->error += error * error;
     }
     if (!std::isfinite(sums->source) || !std::isfinite(sums->error)) {

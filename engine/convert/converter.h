@@ -1,5 +1,5 @@
 // A Hugging Face folder of a Gemma 3n or Gemma 4 checkpoint to one GGUF file, with the names and keys of
-// engine/convert/gguf_keys.h. Streams: memory is bounded by kPieceElements per thread set, not by the model.
+// engine/convert/gguf_keys.h. Streams a few million elements at a time: memory does not grow with the model.
 //
 // The default recipe (weights Q4_0) is that of the published "Q4_0" files: matrices Q4_0; the token embedding, which
 // is the output head too, Q6_K; the per-layer table Q8_0; projections that steer the rest (per_layer_model_proj,
