@@ -11,6 +11,7 @@ void AddSubcommands(CLI::App& app) {
   AddInfo(app);
   AddHealth(app);
   AddConvert(app);
+  AddLogits(app);
 }
 
 }  // namespace embergate::server
