@@ -187,6 +187,14 @@ class GgufDecoderModel : public DecoderModel {
   storage::RowStoreStats RowStats() const override { return ple_->Stats(); }
   const StepProfile& profile() const override { return profile_; }
   void ResetProfile() override { profile_ = StepProfile(); }
+  absl::Status SkipPositions(int slot, int count) override {
+    if (slot < 0 || slot >= limits_.slots_max || !kv_->is_open(slot) || count < 0 ||
+        count > kv_->reserved(slot) - slots_[slot].length) {
+      return absl::InvalidArgumentError(absl::StrCat("slot ", slot, " has no room for ", count, " more positions"));
+    }
+    slots_[slot].length += count;
+    return absl::OkStatus();
+  }
   void SetProbe(const Probe* probe) override { probe_ = probe; }
 
   std::vector<MemoryPart> Memory() const override {

@@ -72,6 +72,9 @@ class DecoderModel : public LanguageModel {
   // Where the time of all steps so far went, and what they read and multiplied; engine thread.
   virtual const StepProfile& profile() const = 0;
   virtual void ResetProfile() = 0;
+  // For benchmarks: an open slot's next `count` positions count as stored, with whatever the cache holds. What follows
+  // costs the time of that context; its logits mean nothing. INVALID_ARGUMENT past the reservation.
+  virtual absl::Status SkipPositions(int slot, int count) = 0;
 
   // For tests and debugging: `probe` (null = none; borrowed) sees named intermediate values of each step. `layer`
   // counts from 0; values are [tokens, width] of the tokens that the layer computes.

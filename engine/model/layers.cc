@@ -141,6 +141,7 @@ void AttendTokens(const ForwardContext& ctx, int index, absl::Span<const StepTok
   for (const StepToken& token : tokens) {
     const int keys = layer.sliding ? std::min(token.position + 1, ctx.config.window) : token.position + 1;
     ctx.profile.multiply_adds += 2 * static_cast<uint64_t>(keys) * static_cast<uint64_t>(width);
+    ctx.profile.kv_bytes += 2 * static_cast<uint64_t>(keys) * layer.kv_heads * ctx.kv.row_bytes(layer.kv_source);
   }
   ctx.profile.Mark(StepOp::kAttention);
   ctx.act.input.Set(ctx.act.attention.data(), n, width, width);

@@ -45,6 +45,7 @@ struct StepProfile {
   uint64_t steps = 0;
   uint64_t multiply_adds = 0;  // of the products really done, attention included
   uint64_t weight_bytes = 0;   // of the matrices that the products read, once per product
+  uint64_t kv_bytes = 0;       // of the keys and values that the step's tokens see, once per token
 
   void Start() { last_ = Clock::now(); }
   // The time since the last mark belongs to `op`.

@@ -12,6 +12,7 @@ void AddSubcommands(CLI::App& app) {
   AddHealth(app);
   AddConvert(app);
   AddLogits(app);
+  AddBench(app);
 }
 
 }  // namespace embergate::server

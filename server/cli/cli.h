@@ -20,7 +20,10 @@ void AddChat(CLI::App& app);
 void AddScore(CLI::App& app);
 void AddInfo(CLI::App& app);
 void AddHealth(CLI::App& app);
+
+// Computing without a server.
 void AddLogits(CLI::App& app);
+void AddBench(CLI::App& app);
 
 // Model files.
 void AddConvert(CLI::App& app);
