@@ -134,32 +134,72 @@ inline uint32_t Step1(uint32_t crc, uint8_t byte) {
   return crc;
 }
 
-uint32_t ThreeLanes(const ZeroShift& shift, size_t lane, uint32_t crc, const uint8_t* p) {
+// Rows come from the device, so they are not in the processor's cache, and neither is the place they go to. Asking for
+// both kPrefetchBytes ahead nearly halves the time of a cold row (measured: 9520 bytes, 4600 instead of 7000 to 14000
+// cycles for checksum and copy).
+constexpr size_t kPrefetchBytes = 2048;
+
+// Three lanes of kLane bytes, 3 * kLane in all; copies them to `to` if kCopy. `left`: readable bytes from p on.
+template <size_t kLane, bool kCopy>
+uint32_t ThreeLanes(const ZeroShift& shift, uint32_t crc, const uint8_t* p, size_t left, uint8_t* to) {
   uint64_t a = crc;
   uint64_t b = 0;
   uint64_t c = 0;
-  for (size_t i = 0; i < lane; i += 8) {
-    a = Step8(a, LoadLittle64(p + i));
-    b = Step8(b, LoadLittle64(p + lane + i));
-    c = Step8(c, LoadLittle64(p + 2 * lane + i));
+  for (size_t i = 0; i < kLane; i += 64) {
+    for (size_t lane = 0; lane < 3; ++lane) {
+      const size_t ahead = lane * kLane + i + kPrefetchBytes;
+      if (ahead < left) {
+        __builtin_prefetch(p + ahead);
+        if constexpr (kCopy) {
+          __builtin_prefetch(to + ahead, 1);
+        }
+      }
+    }
+    for (size_t k = i; k < i + 64; k += 8) {
+      const uint64_t x = LoadLittle64(p + k);
+      const uint64_t y = LoadLittle64(p + kLane + k);
+      const uint64_t z = LoadLittle64(p + 2 * kLane + k);
+      a = Step8(a, x);
+      b = Step8(b, y);
+      c = Step8(c, z);
+      if constexpr (kCopy) {
+        std::memcpy(to + k, &x, 8);
+        std::memcpy(to + kLane + k, &y, 8);
+        std::memcpy(to + 2 * kLane + k, &z, 8);
+      }
+    }
   }
   return Advance(shift, Advance(shift, static_cast<uint32_t>(a)) ^ static_cast<uint32_t>(b)) ^ static_cast<uint32_t>(c);
 }
 
-uint32_t UpdateInstruction(uint32_t crc, const uint8_t* p, size_t n) {
-  constexpr size_t kLong = 1024;
-  constexpr size_t kShort = 128;
+template <bool kCopy>
+uint32_t UpdateInstruction(uint32_t crc, const uint8_t* p, size_t n, uint8_t* to) {
+  constexpr size_t kLong = 512;
+  constexpr size_t kShort = 64;
   static constexpr ZeroShift kLongShift = MakeZeroShift(kLong);
   static constexpr ZeroShift kShortShift = MakeZeroShift(kShort);
-  for (; n >= 3 * kLong; p += 3 * kLong, n -= 3 * kLong) {
-    crc = ThreeLanes(kLongShift, kLong, crc, p);
+  const auto advance = [&](size_t step) {
+    p += step;
+    n -= step;
+    if constexpr (kCopy) {
+      to += step;
+    }
+  };
+  while (n >= 3 * kLong) {
+    crc = ThreeLanes<kLong, kCopy>(kLongShift, crc, p, n, to);
+    advance(3 * kLong);
   }
-  for (; n >= 3 * kShort; p += 3 * kShort, n -= 3 * kShort) {
-    crc = ThreeLanes(kShortShift, kShort, crc, p);
+  while (n >= 3 * kShort) {
+    crc = ThreeLanes<kShort, kCopy>(kShortShift, crc, p, n, to);
+    advance(3 * kShort);
+  }
+  if constexpr (kCopy) {
+    std::memcpy(to, p, n);
   }
   uint64_t wide = crc;
-  for (; n >= 8; p += 8, n -= 8) {
+  while (n >= 8) {
     wide = Step8(wide, LoadLittle64(p));
+    advance(8);
   }
   crc = static_cast<uint32_t>(wide);
   for (; n > 0; ++p, --n) {
@@ -187,7 +227,17 @@ uint32_t Crc32cPortable(absl::Span<const uint8_t> data, uint32_t crc) {
 
 uint32_t Crc32c(absl::Span<const uint8_t> data, uint32_t crc) {
   static const bool has_instruction = HasInstruction();
-  return has_instruction ? ~UpdateInstruction(~crc, data.data(), data.size()) : Crc32cPortable(data, crc);
+  return has_instruction ? ~UpdateInstruction<false>(~crc, data.data(), data.size(), nullptr)
+                         : Crc32cPortable(data, crc);
+}
+
+uint32_t CopyWithCrc32c(uint8_t* to, absl::Span<const uint8_t> from, uint32_t crc) {
+  static const bool has_instruction = HasInstruction();
+  if (has_instruction) {
+    return ~UpdateInstruction<true>(~crc, from.data(), from.size(), to);
+  }
+  std::memcpy(to, from.data(), from.size());
+  return Crc32cPortable(from, crc);
 }
 
 absl::string_view Crc32cBackend() {
@@ -201,6 +251,10 @@ absl::string_view Crc32cBackend() {
 #else
 
 uint32_t Crc32c(absl::Span<const uint8_t> data, uint32_t crc) { return Crc32cPortable(data, crc); }
+uint32_t CopyWithCrc32c(uint8_t* to, absl::Span<const uint8_t> from, uint32_t crc) {
+  std::memcpy(to, from.data(), from.size());
+  return Crc32cPortable(from, crc);
+}
 absl::string_view Crc32cBackend() { return "tables"; }
 
 #endif

@@ -14,7 +14,10 @@ namespace embergate::storage {
 // Continues `crc` (0 to start) over `data`: Crc32c(b, Crc32c(a)) is the value of a followed by b.
 uint32_t Crc32c(absl::Span<const uint8_t> data, uint32_t crc = 0);
 
-// The same from tables alone: the truth that the fast path is tested against.
+// Copies `from` to `to` (not overlapping) and returns Crc32c(from, crc): one pass over memory that is in no cache.
+uint32_t CopyWithCrc32c(uint8_t* to, absl::Span<const uint8_t> from, uint32_t crc = 0);
+
+// Crc32c from tables alone: the truth that the fast path is tested against.
 uint32_t Crc32cPortable(absl::Span<const uint8_t> data, uint32_t crc = 0);
 
 // "sse4.2", "armv8-crc" or "tables".

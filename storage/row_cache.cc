@@ -10,8 +10,6 @@
 namespace embergate::storage {
 namespace {
 
-constexpr uint32_t kSlotAlignment = 64;  // a cache line: rows of neighbours never share one
-
 uint64_t Mix(uint64_t key) {
   key ^= key >> 32;
   key *= 0xd6e8feb86659fd93u;
@@ -27,10 +25,6 @@ uint32_t PowerOfTwoAtLeast(uint64_t value) {
     power *= 2;
   }
   return power;
-}
-
-uint64_t SlotBytes(uint32_t row_bytes) {
-  return (static_cast<uint64_t>(row_bytes) + kSlotAlignment - 1) / kSlotAlignment * kSlotAlignment;
 }
 
 }  // namespace

@@ -63,7 +63,9 @@ class RowCache {
     Id next = kNone;
   };
 
-  // What `rows_cached` rows of `row_bytes` cost, index and ghost list included.
+  // Whole cache lines, so that neighbours never share one.
+  static constexpr uint64_t SlotBytes(uint64_t row_bytes) { return (row_bytes + 63) / 64 * 64; }
+  // What a cached row of `row_bytes` costs at most, index and ghost list included.
   static uint64_t BytesPerCachedRow(uint32_t row_bytes);
 
   static absl::StatusOr<RowCache> Create(const Options& options);
@@ -94,6 +96,7 @@ class RowCache {
   const uint8_t* data(Id id) const { return slots_.data() + static_cast<uint64_t>(id) * slot_bytes_; }
 
   uint32_t rows_held() const { return held_; }
+  uint32_t rows_held_max() const { return rows_held_max_; }
   uint32_t rows_kept() const { return probation_.count + main_.count; }
   uint32_t slots() const { return static_cast<uint32_t>(entries_.size()); }
   uint32_t slot_bytes() const { return slot_bytes_; }
