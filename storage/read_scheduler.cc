@@ -107,10 +107,11 @@ ReadScheduler::~ReadScheduler() {
     return;
   }
   // What the device still owes goes into our buffers, so it is waited for; within reason.
-  const uint64_t deadline_ns = MonotonicNs() + 1'000'000'000;
+  const uint64_t patience_ns = std::min<uint64_t>(1000, static_cast<uint64_t>(options_.read_timeout_ms)) * 1'000'000;
+  const uint64_t deadline_ns = MonotonicNs() + patience_ns;
   while (buffers_.taken() > 0 && MonotonicNs() < deadline_ns) {
     const uint64_t start_ns = MonotonicNs();
-    const size_t count = reader_->Reap(absl::MakeSpan(completions_), 1, 100'000'000);
+    const size_t count = reader_->Reap(absl::MakeSpan(completions_), 1, patience_ns);
     for (size_t i = 0; i < count; ++i) {
       const uint32_t index = static_cast<uint32_t>(completions_[i].tag);
       if (ops_[index].in_flight && TagOf(index) == completions_[i].tag) {
@@ -120,7 +121,7 @@ ReadScheduler::~ReadScheduler() {
         OnLate(completions_[i].tag);
       }
     }
-    if (count == 0 && MonotonicNs() - start_ns < 50'000'000) {
+    if (count == 0 && MonotonicNs() - start_ns < patience_ns / 2) {
       break;  // a ring answers only the thread that used it
     }
   }
