@@ -2,24 +2,111 @@
 
 #include <algorithm>
 #include <atomic>
-#include <condition_variable>
-#include <mutex>
+#include <chrono>
+#include <cstdio>
+#include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
-namespace embergate::engine {
+#if defined(__linux__)
+#include <pthread.h>
+#include <sched.h>
+#endif
 
+namespace embergate::engine {
+namespace {
+
+// Longer than the gaps between the parallel loops of a step, nothing beside the milliseconds between steps.
+constexpr std::chrono::microseconds kSpinTime{50};
+
+void Pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield" ::: "memory");
+#endif
+}
+
+// Returns when done(value): spins briefly, then sleeps in the kernel until notified.
+template <typename T, typename Done>
+T WaitUntil(const std::atomic<T>& value, bool spin, Done done) {
+  T now = value.load(std::memory_order_acquire);
+  if (spin && !done(now)) {
+    const auto limit = std::chrono::steady_clock::now() + kSpinTime;
+    do {
+      for (int i = 0; i < 16 && !done(now); ++i) {
+        Pause();
+        now = value.load(std::memory_order_acquire);
+      }
+    } while (!done(now) && std::chrono::steady_clock::now() < limit);
+  }
+  while (!done(now)) {
+    value.wait(now, std::memory_order_acquire);
+    now = value.load(std::memory_order_acquire);
+  }
+  return now;
+}
+
+// CPUs that this process may use: those of highest capacity first (big.LITTLE boards publish it), else in order.
+std::vector<int> UsableCpus() {
+  std::vector<std::pair<int, int>> found;  // -capacity, cpu
+#if defined(__linux__)
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (sched_getaffinity(0, sizeof(set), &set) != 0) {
+    return {};
+  }
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+    if (!CPU_ISSET(cpu, &set)) {
+      continue;
+    }
+    int capacity = 0;
+    const std::string path = "/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/cpu_capacity";
+    if (std::FILE* file = std::fopen(path.c_str(), "re"); file != nullptr) {
+      if (std::fscanf(file, "%d", &capacity) != 1) {
+        capacity = 0;
+      }
+      std::fclose(file);
+    }
+    found.emplace_back(-capacity, cpu);
+  }
+  std::sort(found.begin(), found.end());
+#endif
+  std::vector<int> cpus;
+  for (const auto& [capacity, cpu] : found) {
+    cpus.push_back(cpu);
+  }
+  return cpus;
+}
+
+void PinTo([[maybe_unused]] int cpu) {
+#if defined(__linux__)
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  CPU_SET(cpu, &set);
+  pthread_setaffinity_np(pthread_self(), sizeof(set), &set);  // refused in some containers: merely slower
+#endif
+}
+
+}  // namespace
+
+// A job is open from its announcement until its caller finds no more work. Only workers that join while it is open take
+// part, and the caller waits for those alone: one that the system schedules late is not waited for. A job's fields are
+// written while none is open and nobody has joined (release by `state`) and read after joining (acquire), so they need
+// no lock.
 struct ThreadPool::Impl {
-  std::mutex mutex;
-  std::condition_variable wake;
-  std::condition_variable done;
-  uint64_t generation = 0;
-  int running = 0;
-  bool stop = false;
-  int64_t count = 0;
+  static constexpr int32_t kOpen = 1 << 30;
+
+  // On cache lines of their own: `next` is written by every worker for every range.
+  alignas(64) std::atomic<uint32_t> generation{0};
+  alignas(64) std::atomic<int32_t> state{0};  // kOpen while open, plus the number of workers that joined
+  alignas(64) std::atomic<int64_t> next{0};
+  alignas(64) int64_t count = 0;
   int64_t grain = 1;
-  std::atomic<int64_t> next{0};
   const absl::FunctionRef<void(int64_t, int64_t, int)>* fn = nullptr;
+  std::atomic<bool> stop{false};
+  bool spin = true;
   std::vector<std::thread> workers;
 
   void Work(int worker) {
@@ -32,38 +119,57 @@ struct ThreadPool::Impl {
     }
   }
 
-  void Run(int worker) {
-    uint64_t seen = 0;
-    for (;;) {
-      {
-        std::unique_lock<std::mutex> lock(mutex);
-        wake.wait(lock, [&] { return stop || generation != seen; });
-        if (stop) {
-          return;
-        }
-        seen = generation;
+  bool Join() {
+    int32_t now = state.load(std::memory_order_acquire);
+    while ((now & kOpen) != 0) {
+      if (state.compare_exchange_weak(now, now + 1, std::memory_order_acq_rel, std::memory_order_acquire)) {
+        return true;
       }
-      Work(worker);
-      std::lock_guard<std::mutex> lock(mutex);
-      if (--running == 0) {
-        done.notify_one();
+    }
+    return false;
+  }
+
+  void Run(int worker) {
+    uint32_t seen = 0;
+    for (;;) {
+      seen = WaitUntil(generation, spin, [seen](uint32_t now) { return now != seen; });
+      if (stop.load(std::memory_order_relaxed)) {
+        return;
+      }
+      if (Join()) {
+        Work(worker);
+        if (state.fetch_sub(1, std::memory_order_acq_rel) == 1) {
+          state.notify_one();
+        }
       }
     }
   }
+
+  void Wake() {
+    generation.fetch_add(1, std::memory_order_release);
+    generation.notify_all();
+  }
 };
 
-ThreadPool::ThreadPool(int threads) : threads_(std::max(threads, 1)), impl_(std::make_unique<Impl>()) {
+ThreadPool::ThreadPool(int threads, bool pin) : threads_(std::max(threads, 1)), impl_(std::make_unique<Impl>()) {
+  const std::vector<int> cpus = UsableCpus();
+  // With more threads than CPUs, who spins keeps the one that works waiting.
+  impl_->spin = threads_ <= static_cast<int>(cpus.size());
+  pin = pin && impl_->spin;
   for (int worker = 1; worker < threads_; ++worker) {
-    impl_->workers.emplace_back([this, worker] { impl_->Run(worker); });
+    const int cpu = pin ? cpus[static_cast<size_t>(worker)] : -1;
+    impl_->workers.emplace_back([this, worker, cpu] {
+      if (cpu >= 0) {
+        PinTo(cpu);
+      }
+      impl_->Run(worker);
+    });
   }
 }
 
 ThreadPool::~ThreadPool() {
-  {
-    std::lock_guard<std::mutex> lock(impl_->mutex);
-    impl_->stop = true;
-  }
-  impl_->wake.notify_all();
+  impl_->stop.store(true, std::memory_order_relaxed);
+  impl_->Wake();
   for (std::thread& thread : impl_->workers) {
     thread.join();
   }
@@ -78,19 +184,16 @@ void ThreadPool::ParallelFor(int64_t count, int64_t grain, absl::FunctionRef<voi
     fn(0, count, 0);
     return;
   }
-  {
-    std::lock_guard<std::mutex> lock(impl_->mutex);
-    impl_->count = count;
-    impl_->grain = grain;
-    impl_->next.store(0, std::memory_order_relaxed);
-    impl_->fn = &fn;
-    impl_->running = threads_ - 1;
-    ++impl_->generation;
-  }
-  impl_->wake.notify_all();
-  impl_->Work(0);
-  std::unique_lock<std::mutex> lock(impl_->mutex);
-  impl_->done.wait(lock, [&] { return impl_->running == 0; });
+  Impl& impl = *impl_;
+  impl.count = count;
+  impl.grain = grain;
+  impl.fn = &fn;
+  impl.next.store(0, std::memory_order_relaxed);
+  impl.state.store(Impl::kOpen, std::memory_order_release);
+  impl.Wake();
+  impl.Work(0);
+  impl.state.fetch_and(~Impl::kOpen, std::memory_order_acq_rel);
+  WaitUntil(impl.state, impl.spin, [](int32_t now) { return now == 0; });
 }
 
 }  // namespace embergate::engine

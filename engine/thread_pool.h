@@ -14,7 +14,9 @@ namespace embergate::engine {
 class ThreadPool {
  public:
   // `threads` >= 1, the caller included; 1 makes a pool that runs everything in the caller.
-  explicit ThreadPool(int threads);
+  // `pin` ties worker i to the i-th CPU that the process may use, those of highest capacity first; the caller stays
+  // free. It is ignored when there are more threads than CPUs.
+  explicit ThreadPool(int threads, bool pin = false);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
