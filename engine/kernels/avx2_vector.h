@@ -17,6 +17,9 @@ struct Avx2Vector {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
   }
   static Reg Load(const float* p) { return _mm256_loadu_ps(p); }
+  static Reg LoadHalf(const uint8_t* p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
   static Reg LoadPart(const float* p, int n) { return n >= 8 ? Load(p) : _mm256_maskload_ps(p, Mask(n)); }
   static void Store(float* p, Reg v) { _mm256_storeu_ps(p, v); }
   static void StorePart(float* p, int n, Reg v) { n >= 8 ? Store(p, v) : _mm256_maskstore_ps(p, Mask(n), v); }

@@ -80,9 +80,31 @@ struct MatMulTable {
   void (*quantize)(const float* x, int64_t cols, ActivationUnit* out);
 };
 
+// Positions per row of scores: kAttentionBlock of attention.h.
+inline constexpr int kAttentionRow = 32;
+
+// Parts of attention.cc over one KV block; rows are `row_bytes` apart, `count` of them.
+struct AttentionTable {
+  // scores[i * kAttentionRow + k] = q[i] . keys[k]
+  using ScoresFunction = void (*)(const float* const* q, int queries, int dim, const uint8_t* keys, int64_t row_bytes,
+                                  int count, float* scores);
+  // out[i] = out[i] * rescale[i] + sum over p of weights[i * kAttentionRow + p] * values[p]
+  using ValuesFunction = void (*)(const float* weights, const float* rescale, int queries, int dim,
+                                  const uint8_t* values, int64_t row_bytes, int count, float* const* out);
+  ScoresFunction scores_f32;
+  ScoresFunction scores_f16;
+  // Turns scores [begin, end) of a row into weights e^(score - maximum), all others into 0; updates the running
+  // maximum and sum and returns what the earlier sums are to be multiplied by.
+  float (*softmax)(float* scores, int begin, int end, float* maximum, float* sum);
+  ValuesFunction values_f32;
+  ValuesFunction values_f16;
+  float (*exp)(float x);
+};
+
 struct KernelTable {
   const char* name;
   const ElementwiseTable* elementwise;
+  const AttentionTable* attention;
   const MatMulTable* matmul;
 };
 
@@ -90,16 +112,19 @@ struct KernelTable {
 const KernelTable& Kernels();
 
 extern const ElementwiseTable kRefElementwise;
+extern const AttentionTable kRefAttention;
 extern const MatMulTable kRefMatMul;
 #if defined(__x86_64__)
 extern const MatMulTable kAvx2MatMul;
 extern const MatMulTable kAvx512MatMul;
 extern const ElementwiseTable kAvx2Elementwise;
+extern const AttentionTable kAvx2Attention;
 #elif defined(__aarch64__)
 extern const MatMulTable kNeonMatMul;
 extern const MatMulTable kNeonDotMatMul;
 extern const MatMulTable kNeonI8mmMatMul;
 extern const ElementwiseTable kNeonElementwise;
+extern const AttentionTable kNeonAttention;
 #endif
 
 }  // namespace embergate::engine
