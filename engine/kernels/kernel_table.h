@@ -5,6 +5,7 @@
 #ifndef EMBERGATE_ENGINE_KERNELS_KERNEL_TABLE_H_
 #define EMBERGATE_ENGINE_KERNELS_KERNEL_TABLE_H_
 
+#include <cstddef>
 #include <cstdint>
 
 #include "engine/kernels/packed_format.h"
@@ -101,10 +102,18 @@ struct AttentionTable {
   float (*exp)(float x);
 };
 
+// Parts of machine_limits.cc.
+struct MachineTable {
+  uint64_t (*read)(const uint8_t* p, size_t bytes);          // every byte, once
+  int64_t (*integer_loop)(int64_t rounds, int32_t* result);  // returns the operations done
+  const char* integer_loop_name;
+};
+
 struct KernelTable {
   const char* name;
   const ElementwiseTable* elementwise;
   const AttentionTable* attention;
+  const MachineTable* machine;
   const MatMulTable* matmul;
 };
 
@@ -113,18 +122,24 @@ const KernelTable& Kernels();
 
 extern const ElementwiseTable kRefElementwise;
 extern const AttentionTable kRefAttention;
+extern const MachineTable kRefMachine;
 extern const MatMulTable kRefMatMul;
 #if defined(__x86_64__)
 extern const MatMulTable kAvx2MatMul;
 extern const MatMulTable kAvx512MatMul;
 extern const ElementwiseTable kAvx2Elementwise;
 extern const AttentionTable kAvx2Attention;
+extern const MachineTable kAvx2Machine;
+extern const MachineTable kAvx512Machine;
 #elif defined(__aarch64__)
 extern const MatMulTable kNeonMatMul;
 extern const MatMulTable kNeonDotMatMul;
 extern const MatMulTable kNeonI8mmMatMul;
 extern const ElementwiseTable kNeonElementwise;
 extern const AttentionTable kNeonAttention;
+extern const MachineTable kNeonMachine;
+extern const MachineTable kNeonDotMachine;
+extern const MachineTable kNeonI8mmMachine;
 #endif
 
 }  // namespace embergate::engine

@@ -52,14 +52,14 @@ struct Candidate {
 // Best first.
 constexpr Candidate kCandidates[] = {
 #if defined(__x86_64__)
-    {{"avx512vnni", &kAvx2Elementwise, &kAvx2Attention, &kAvx512MatMul}, HasAvx512Vnni},
-    {{"avx2", &kAvx2Elementwise, &kAvx2Attention, &kAvx2MatMul}, HasAvx2},
+    {{"avx512vnni", &kAvx2Elementwise, &kAvx2Attention, &kAvx512Machine, &kAvx512MatMul}, HasAvx512Vnni},
+    {{"avx2", &kAvx2Elementwise, &kAvx2Attention, &kAvx2Machine, &kAvx2MatMul}, HasAvx2},
 #elif defined(__aarch64__)
-    {{"neon_i8mm", &kNeonElementwise, &kNeonAttention, &kNeonI8mmMatMul}, HasI8mm},
-    {{"neon_dotprod", &kNeonElementwise, &kNeonAttention, &kNeonDotMatMul}, HasDotProduct},
-    {{"neon", &kNeonElementwise, &kNeonAttention, &kNeonMatMul}, Always},
+    {{"neon_i8mm", &kNeonElementwise, &kNeonAttention, &kNeonI8mmMachine, &kNeonI8mmMatMul}, HasI8mm},
+    {{"neon_dotprod", &kNeonElementwise, &kNeonAttention, &kNeonDotMachine, &kNeonDotMatMul}, HasDotProduct},
+    {{"neon", &kNeonElementwise, &kNeonAttention, &kNeonMachine, &kNeonMatMul}, Always},
 #endif
-    {{"reference", &kRefElementwise, &kRefAttention, &kRefMatMul}, Always},
+    {{"reference", &kRefElementwise, &kRefAttention, &kRefMachine, &kRefMatMul}, Always},
 };
 
 const KernelTable* Best() {

@@ -1,0 +1,197 @@
+// Products at E2B shapes beside the machine's limits: bytes of weights per second against read bandwidth for few
+// tokens, multiply-adds against the register-only integer loop for many.
+//
+//   kernels_bench [--smoke] [--isa NAME] [--type Q4_0] [--threads N] [--shape ROWSxCOLS] [--tokens N] [--runs K] [--best]
+//
+// Each figure is the median of K timed runs; with --best the fastest, which on a machine that others share says more
+// of the kernel and less of them. Few-token runs walk through copies of the matrix that together exceed
+// every cache, as the layers of a model do.
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "engine/kernels/float16.h"
+#include "engine/kernels/kernels.h"
+#include "engine/kernels/machine_limits.h"
+
+namespace embergate::engine {
+namespace {
+
+using storage::TensorType;
+
+struct Options {
+  bool smoke = false;
+  bool best = false;
+  std::string isa;
+  std::string type = "Q4_0";
+  int threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  int64_t rows = 0;
+  int64_t cols = 0;
+  int tokens = 0;
+  int runs = 5;
+};
+
+struct Shape {
+  int64_t rows;
+  int64_t cols;
+};
+
+constexpr int kTokens[] = {1, 2, 4, 8, 16, 64, 256, 512};
+
+double Now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+// Random bytes; f16 fields anywhere in a block are kept finite by clearing one exponent bit of every second byte.
+Matrix RandomMatrix(TensorType type, const Shape& shape) {
+  const storage::TensorTypeTraits& traits = storage::TraitsOf(type);
+  const size_t row_bytes = static_cast<size_t>(shape.cols) / traits.block_elements * traits.block_bytes;
+  std::mt19937_64 random(1);
+  std::vector<uint8_t> rows(row_bytes * 64);
+  for (size_t i = 0; i < rows.size(); ++i) {
+    rows[i] = static_cast<uint8_t>(random());
+    if (i % 2 == 1) {
+      rows[i] &= 0xbb;
+    }
+  }
+  absl::StatusOr<Matrix> matrix = Matrix::Create(type, shape.rows, shape.cols);
+  if (!matrix.ok()) {
+    std::fprintf(stderr, "%s\n", std::string(matrix.status().message()).c_str());
+    std::exit(1);
+  }
+  for (int64_t row = 0; row < shape.rows; row += 64) {
+    const size_t count = static_cast<size_t>(std::min<int64_t>(64, shape.rows - row));
+    if (!matrix->AppendRows(absl::MakeConstSpan(rows).subspan(0, count * row_bytes)).ok()) {
+      std::exit(1);
+    }
+  }
+  return std::move(matrix).value();
+}
+
+void BenchShape(const Options& options, TensorType type, const Shape& shape, const MachineLimits& limits,
+                ThreadPool& pool) {
+  const uint64_t bytes = *storage::BytesOf(type, static_cast<uint64_t>(shape.rows * shape.cols));
+  const uint64_t cold_bytes = options.smoke ? 0 : uint64_t{700} << 20;
+  std::vector<Matrix> copies;
+  do {
+    copies.push_back(RandomMatrix(type, shape));
+  } while (copies.size() * bytes < cold_bytes);
+  for (const int n : kTokens) {
+    const bool wanted = options.tokens > 0 ? n == options.tokens : !options.smoke || n <= 8;
+    if (!wanted || (n > 16 && shape.rows > 100000)) {
+      continue;
+    }
+    std::vector<float> x(static_cast<size_t>(n) * static_cast<size_t>(shape.cols));
+    std::mt19937 random(2);
+    std::normal_distribution<float> normal;
+    for (float& value : x) {
+      value = normal(random);
+    }
+    std::vector<float> y(static_cast<size_t>(n) * static_cast<size_t>(shape.rows));
+    MatMulInput input(n, shape.cols);
+    // Few tokens: a run covers all copies once. Many: about 100 ms.
+    const double flops = 2.0 * static_cast<double>(shape.rows * shape.cols) * n;
+    int products = n <= 16 ? static_cast<int>(copies.size()) : std::max(1, static_cast<int>((options.best ? 1e9 : 2e10) / flops));
+    products = options.smoke ? 1 : products;
+    std::vector<double> seconds;
+    for (int run = 0; run < options.runs + 1; ++run) {
+      const double start = Now();
+      for (int i = 0; i < products; ++i) {
+        input.Set(x.data(), n, shape.cols, shape.cols);
+        MatMul(copies[static_cast<size_t>(i) % copies.size()], input, y.data(), shape.rows, pool);
+      }
+      if (run > 0 || options.smoke) {  // the first warms up
+        seconds.push_back((Now() - start) / products);
+      }
+    }
+    std::sort(seconds.begin(), seconds.end());
+    const double median = options.best ? seconds.front() : seconds[seconds.size() / 2];
+    const double gb = static_cast<double>(bytes) / median / 1e9;
+    const double gop = flops / median / 1e9;
+    std::printf("%-14s %-7s %7lldx%-6lld n=%-4d %9.3f ms  %7.2f GB/s %5.1f%%  %8.1f GOP/s %5.1f%%\n", KernelIsa(),
+                options.type.c_str(), static_cast<long long>(shape.rows), static_cast<long long>(shape.cols), n,
+                median * 1e3, gb, 1e11 * gb / limits.read_bytes_per_second, gop,
+                1e11 * gop / limits.integer_ops_per_second);
+    std::fflush(stdout);
+  }
+}
+
+int Run(const Options& options) {
+  const storage::TensorTypeTraits* traits = storage::FindTensorTypeByName(options.type);
+  if (traits == nullptr || !IsSupportedWeightType(traits->type)) {
+    std::fprintf(stderr, "unknown type %s\n", options.type.c_str());
+    return 1;
+  }
+  std::vector<Shape> shapes = {{6144, 1536}, {1536, 12288}, {8192, 2048}, {262144, 1536}};
+  if (options.smoke) {
+    shapes = {{96, 512}, {40, 256}};
+  }
+  if (options.rows > 0) {
+    shapes = {{options.rows, options.cols}};
+  }
+  ThreadPool pool(options.threads, /*pin=*/true);
+  for (const std::string& isa : AvailableKernelIsas()) {
+    if (options.isa.empty() ? (isa == "reference" && !options.smoke) : isa != options.isa) {
+      continue;
+    }
+    if (!ForceKernelIsa(isa).ok()) {
+      return 1;
+    }
+    const MachineLimits limits = MeasureMachine(pool, options.smoke ? 0.02 : 1.0, options.smoke ? size_t{8} << 20 : 0);
+    std::printf("%-14s %d threads: reads %.1f GB/s; %s %.1f GOP/s\n", isa.c_str(), pool.threads(),
+                limits.read_bytes_per_second / 1e9, limits.integer_loop.c_str(), limits.integer_ops_per_second / 1e9);
+    for (const Shape& shape : shapes) {
+      BenchShape(options, traits->type, shape, limits, pool);
+    }
+  }
+  return 0;
+}
+
+}  // namespace
+}  // namespace embergate::engine
+
+int main(int argc, char** argv) {
+  embergate::engine::Options options;
+  for (int i = 1; i < argc; ++i) {
+    const std::string flag = argv[i];
+    const char* value = i + 1 < argc ? argv[i + 1] : "";
+    if (flag == "--smoke") {
+      options.smoke = true;
+      options.runs = 1;
+      continue;
+    }
+    if (flag == "--best") {
+      options.best = true;
+      continue;
+    }
+    if (flag == "--isa") {
+      options.isa = value;
+    } else if (flag == "--type") {
+      options.type = value;
+    } else if (flag == "--threads") {
+      options.threads = std::max(1, std::atoi(value));
+    } else if (flag == "--tokens") {
+      options.tokens = std::atoi(value);
+    } else if (flag == "--runs") {
+      options.runs = std::max(1, std::atoi(value));
+    } else if (flag == "--shape") {
+      long long rows = 0;
+      long long cols = 0;
+      if (std::sscanf(value, "%lldx%lld", &rows, &cols) != 2 || rows <= 0 || cols <= 0) {
+        std::fprintf(stderr, "--shape takes ROWSxCOLS\n");
+        return 1;
+      }
+      options.rows = rows;
+      options.cols = cols;
+    } else {
+      std::fprintf(stderr, "unknown flag %s\n", flag.c_str());
+      return 1;
+    }
+    ++i;
+  }
+  return embergate::engine::Run(options);
+}
