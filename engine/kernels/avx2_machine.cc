@@ -21,8 +21,9 @@ uint64_t Read(const uint8_t* p, size_t bytes) {
 int64_t IntegerLoop(int64_t rounds, int32_t* result) {
   constexpr int kSums = 10;
   __m256i sum[kSums];
-  for (__m256i& s : sum) {
-    s = _mm256_setzero_si256();
+#pragma GCC unroll 16
+  for (int k = 0; k < kSums; ++k) {
+    sum[k] = _mm256_setzero_si256();
   }
   const __m256i ones = _mm256_set1_epi16(1);
   __m256i x = _mm256_set1_epi8(3);
@@ -34,6 +35,7 @@ int64_t IntegerLoop(int64_t rounds, int32_t* result) {
       sum[k] = _mm256_add_epi32(sum[k], _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), ones));
     }
   }
+#pragma GCC unroll 16
   for (int k = 1; k < kSums; ++k) {
     sum[0] = _mm256_add_epi32(sum[0], sum[k]);
   }

@@ -419,6 +419,7 @@ constexpr Kind kIq4 = {4, 0, true, true, 32, false, false};
 const MatMulTable kAvx2MatMul = {
     kTokensMax,
     kTokensMax,
+    1,
     6,
     InitForm::kPairs,
     // In the order of QuantFormat::index: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS.

@@ -11,8 +11,9 @@ uint64_t Read(const uint8_t* p, size_t bytes) { return kAvx2Machine.read(p, byte
 int64_t IntegerLoop(int64_t rounds, int32_t* result) {
   constexpr int kSums = 16;
   __m512i sum[kSums];
-  for (__m512i& s : sum) {
-    s = _mm512_setzero_si512();
+#pragma GCC unroll 16
+  for (int k = 0; k < kSums; ++k) {
+    sum[k] = _mm512_setzero_si512();
   }
   __m512i x = _mm512_set1_epi8(3);
   const __m512i w = _mm512_set1_epi8(static_cast<char>(*result & 1));
@@ -23,6 +24,7 @@ int64_t IntegerLoop(int64_t rounds, int32_t* result) {
       sum[k] = _mm512_dpbusd_epi32(sum[k], w, x);
     }
   }
+#pragma GCC unroll 16
   for (int k = 1; k < kSums; ++k) {
     sum[0] = _mm512_add_epi32(sum[0], sum[k]);
   }

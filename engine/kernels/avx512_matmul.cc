@@ -13,6 +13,7 @@ namespace embergate::engine {
 namespace {
 
 constexpr int kTokensMax = 8;
+constexpr int kPairTokensMax = 6;
 constexpr int kSignedBias = 128;
 
 struct Kind {
@@ -166,6 +167,111 @@ void Tokens(const QuantTile& tile) {
   }
 }
 
+// Two panels of unpacked codes: every broadcast of 4 activations serves both, which keeps the loads (two a cycle) below
+// the multiplications. 2 * kTokens integer sums are in flight, enough to hide vpdpbusd's latency of 5.
+template <Kind kKind, int kTokens, int kFrom, int kCount>
+inline void PairChunks(const uint8_t* low, const ActivationUnit* x, int64_t x_stride, int init,
+                       __m512i (*sum)[kTokens]) {
+#pragma GCC unroll 6
+  for (int t = 0; t < kTokens; ++t) {
+    sum[0][t] = _mm512_set1_epi32(kKind.bias ? x[t * x_stride].init[init] : kMagicBits);
+    sum[1][t] = sum[0][t];
+  }
+#pragma GCC unroll 8
+  for (int c = kFrom; c < kFrom + kCount; ++c) {
+    const __m512i w0 = Load(low + c * kChunkBytes);
+    const __m512i w1 = Load(low + QuantTile::kPanelBytes + c * kChunkBytes);
+#pragma GCC unroll 6
+    for (int t = 0; t < kTokens; ++t) {
+      const __m512i q = _mm512_set1_epi32(Load32(x[t * x_stride].q + 4 * c));
+      sum[0][t] = _mm512_dpbusd_epi32(sum[0][t], w0, q);
+      sum[1][t] = _mm512_dpbusd_epi32(sum[1][t], w1, q);
+    }
+  }
+}
+
+template <Kind kKind, int kTokens>
+inline void PairScale(const float* scale, const float* min, const ActivationUnit* x, int64_t x_stride, int half,
+                      const __m512i (*sum)[kTokens], __m512 (*acc)[kTokens]) {
+  const __m512 magic = _mm512_set1_ps(12582912.0f);
+#pragma GCC unroll 2
+  for (int p = 0; p < 2; ++p) {
+    const __m512 s = _mm512_loadu_ps(scale + p * QuantTile::kPanelScales);
+    const __m512 shift = _mm512_mul_ps(s, magic);
+#pragma GCC unroll 6
+    for (int t = 0; t < kTokens; ++t) {
+      const ActivationUnit& unit = x[t * x_stride];
+      const __m512 value = _mm512_fmsub_ps(_mm512_castsi512_ps(sum[p][t]), s, shift);
+      acc[p][t] = _mm512_fmadd_ps(value, _mm512_set1_ps(unit.scale), acc[p][t]);
+      if constexpr (kKind.min) {
+        const float x_sum = kKind.group == 32 ? unit.sum : unit.half_sum[half];
+        acc[p][t] =
+            _mm512_fmadd_ps(_mm512_loadu_ps(min + p * QuantTile::kPanelScales), _mm512_set1_ps(x_sum), acc[p][t]);
+      }
+    }
+  }
+}
+
+template <Kind kKind, int kTokens>
+void PairTile(const QuantTile& tile) {
+  constexpr int kScales = 32 / kKind.group * kPanelRows;
+  __m512 acc[2][kTokens];
+#pragma GCC unroll 6
+  for (int t = 0; t < kTokens; ++t) {
+    const float* from = tile.acc + t * tile.acc_stride;
+    acc[0][t] = tile.first ? _mm512_setzero_ps() : _mm512_loadu_ps(from);
+    acc[1][t] = tile.first ? _mm512_setzero_ps() : _mm512_loadu_ps(from + kPanelRows);
+  }
+  const uint8_t* low = tile.low;
+  const float* scale = tile.scale;
+  const float* min = tile.min;
+  const ActivationUnit* x = tile.x;
+  const int64_t x_stride = tile.x_stride;
+  for (int u = 0; u < tile.units; ++u) {
+    __m512i sum[2][kTokens];
+    if constexpr (kKind.group == 32) {
+      PairChunks<kKind, kTokens, 0, 8>(low, x, x_stride, 0, sum);
+      PairScale<kKind, kTokens>(scale, min, x, x_stride, 0, sum, acc);
+    } else {
+      PairChunks<kKind, kTokens, 0, 4>(low, x, x_stride, 0, sum);
+      PairScale<kKind, kTokens>(scale, min, x, x_stride, 0, sum, acc);
+      PairChunks<kKind, kTokens, 4, 4>(low, x, x_stride, 1, sum);
+      PairScale<kKind, kTokens>(scale + kPanelRows, kKind.min ? min + kPanelRows : nullptr, x, x_stride, 1, sum, acc);
+    }
+    low += kUnpackedUnitBytes;
+    scale += kScales;
+    min += kKind.min ? kScales : 0;
+    ++x;
+  }
+#pragma GCC unroll 6
+  for (int t = 0; t < kTokens; ++t) {
+    float* to = tile.acc + t * tile.acc_stride;
+    _mm512_storeu_ps(to, acc[0][t]);
+    _mm512_storeu_ps(to + kPanelRows, acc[1][t]);
+  }
+}
+
+template <Kind kKind>
+void Unpacked(const QuantTile& tile) {
+  if (tile.panels == 1) {
+    return Tokens<kKind>(tile);
+  }
+  switch (tile.tokens) {
+    case 1:
+      return PairTile<kKind, 1>(tile);
+    case 2:
+      return PairTile<kKind, 2>(tile);
+    case 3:
+      return PairTile<kKind, 3>(tile);
+    case 4:
+      return PairTile<kKind, 4>(tile);
+    case 5:
+      return PairTile<kKind, 5>(tile);
+    default:
+      return PairTile<kKind, 6>(tile);
+  }
+}
+
 template <Kind kKind, int c>
 inline void StoreChunk(const uint8_t* low, const uint8_t* high, uint8_t* out) {
   _mm512_storeu_si512(out + c * kChunkBytes, Chunk<kKind, c>(low, high));
@@ -191,7 +297,7 @@ void Unpack(const uint8_t* low, const uint8_t* high, int units, uint8_t* out) {
 template <Kind kKind>
 constexpr QuantKernels Make(int bias) {
   constexpr Kind kBytes = {8, 0, false, false, kKind.group, kKind.bias, kKind.min};
-  return {Tokens<kKind>, Unpack<kKind>, Tokens<kBytes>, bias};
+  return {Tokens<kKind>, Unpack<kKind>, Unpacked<kBytes>, bias};
 }
 
 inline __m512 LoadHalf16(const uint8_t* p) {
@@ -338,7 +444,8 @@ constexpr Kind kIq4 = {4, 0, true, false, 32, true, false};
 
 const MatMulTable kAvx512MatMul = {
     kTokensMax,
-    kTokensMax,
+    kPairTokensMax,
+    2,
     8,
     InitForm::kMagicTotals,
     // In the order of QuantFormat::index: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS.

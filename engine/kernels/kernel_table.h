@@ -23,7 +23,8 @@ struct ElementwiseTable {
   void (*rotate_half)(float* x, const float* cos, const float* sin, int64_t d);
 };
 
-// One panel times `tokens` tokens over `units` units: acc[t * acc_stride + 0..15], started from zero if `first`.
+// A panel, or two side by side, times `tokens` tokens over `units` units: acc[t * acc_stride + 0..15 (0..31)], started
+// from zero if `first`.
 //   low, high  planes of the first unit
 //   scale      f32 [unit][32 / group][16]; min the same, null if the type has none
 //   x          token t's units at x + t * x_stride
@@ -39,6 +40,10 @@ struct QuantTile {
   float* acc;
   int64_t acc_stride;
   bool first;
+  // Of `unpacked` only: the second panel's codes and scales follow the first's at these distances.
+  int panels = 1;
+  static constexpr int64_t kPanelBytes = kBlockUnits * kUnpackedUnitBytes;
+  static constexpr int64_t kPanelScales = kBlockUnits * 2 * kPanelRows;
 };
 
 // One panel times `tokens` tokens over `cols` columns, at most kFloatRun or a multiple of it.
@@ -68,6 +73,7 @@ struct QuantKernels {
 struct MatMulTable {
   int packed_tokens_max;
   int unpacked_tokens_max;
+  int unpacked_panels;  // that `unpacked` takes at once: 1 or 2
   int float_tokens_max;
   InitForm init_form;
   QuantKernels quant[kQuantFormatCount];  // by QuantFormat::index

@@ -18,14 +18,14 @@ void CheckShape(bool ok, const char* what) {
   }
 }
 
-// Tokens whose activations of one column block (128 * 32 units * 64 bytes = 256 KiB) stay in the second-level cache
+// Tokens whose activations of one column block (96 * 32 units * 64 bytes = 192 KiB) stay in the second-level cache
 // while the panels of a range pass over them.
-constexpr int kTokenBlock = 128;
+constexpr int kTokenBlock = 96;
 constexpr int64_t kPanelsPerRange = 8;
 
 struct alignas(64) Scratch {
-  float scale[kBlockUnits * 2 * kPanelRows];
-  float min[kBlockUnits * 2 * kPanelRows];
+  float scale[2 * QuantTile::kPanelScales];
+  float min[2 * QuantTile::kPanelScales];
 };
 
 // The accumulators of one panel: y itself where the panel is whole, otherwise a copy (rows past the end are padding).
@@ -87,14 +87,15 @@ void FewTokens(const Product& p, int64_t panel_begin, int64_t panel_end) {
   }
 }
 
-// Many tokens: a block of a panel is unpacked to bytes once, then meets all tokens of a block.
+// Many tokens: a block of a panel (or two) is unpacked to bytes once, then meets all tokens of a block.
 void ManyTokens(const Product& p, int64_t panel_begin, int64_t panel_end) {
   const MatMulTable& table = *Kernels().matmul;
   const QuantFormat& format = *p.w.format;
   const QuantKernels& kernels = table.quant[format.index];
   const PanelLayout& layout = p.w.layout;
+  const int64_t whole_panels = p.w.rows / kPanelRows;
   Scratch scratch;
-  alignas(64) uint8_t unpacked[kBlockUnits * kUnpackedUnitBytes];
+  alignas(64) uint8_t unpacked[2 * QuantTile::kPanelBytes];
   alignas(64) float copy[kTokenBlock * kPanelRows];
   QuantTile tile;
   tile.low = unpacked;
@@ -107,12 +108,16 @@ void ManyTokens(const Product& p, int64_t panel_begin, int64_t panel_end) {
     for (int64_t unit = 0; unit < layout.units; unit += kBlockUnits) {
       tile.units = static_cast<int>(std::min<int64_t>(kBlockUnits, layout.units - unit));
       tile.first = unit == 0;
-      for (int64_t i = panel_begin; i < panel_end; ++i) {
-        const uint8_t* panel = p.w.panel(i);
-        table.expand_scales(format, panel + layout.scale_offset, layout.units, unit, tile.units, scratch.scale,
-                            scratch.min);
-        kernels.unpack(panel + unit * layout.low_unit_bytes, panel + layout.high_offset + unit * layout.high_unit_bytes,
-                       tile.units, unpacked);
+      for (int64_t i = panel_begin; i < panel_end; i += tile.panels) {
+        tile.panels = i + table.unpacked_panels <= std::min(panel_end, whole_panels) ? table.unpacked_panels : 1;
+        for (int k = 0; k < tile.panels; ++k) {
+          const uint8_t* panel = p.w.panel(i + k);
+          table.expand_scales(format, panel + layout.scale_offset, layout.units, unit, tile.units,
+                              scratch.scale + k * QuantTile::kPanelScales, scratch.min + k * QuantTile::kPanelScales);
+          kernels.unpack(panel + unit * layout.low_unit_bytes,
+                         panel + layout.high_offset + unit * layout.high_unit_bytes, tile.units,
+                         unpacked + k * QuantTile::kPanelBytes);
+        }
         // Only a matrix's last panel is partial, and it is the last of its range: its copy survives the column blocks.
         const PanelOutput output(p.y + token * p.y_stride + i * kPanelRows, p.y_stride, p.w.rows - i * kPanelRows,
                                  tokens, copy);

@@ -162,6 +162,7 @@ void RefQuantize(const float* x, int64_t cols, ActivationUnit* out) {
 const MatMulTable kRefMatMul = {
     kTokensMax,
     kTokensMax,
+    1,
     kTokensMax,
     InitForm::kTotals,
     {Make<Kind{4, 0, false, 32}>(8), Make<Kind{4, 0, false, 32}>(0), Make<Kind{4, 1, false, 32}>(16),

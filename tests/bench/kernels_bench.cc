@@ -1,16 +1,19 @@
 // Products at E2B shapes beside the machine's limits: bytes of weights per second against read bandwidth for few
 // tokens, multiply-adds against the register-only integer loop for many.
 //
-//   kernels_bench [--smoke] [--isa NAME] [--type Q4_0] [--threads N] [--shape ROWSxCOLS] [--tokens N] [--runs K] [--best]
+//   kernels_bench [--smoke] [--isa NAME] [--type Q4_0] [--threads N] [--shape ROWSxCOLS] [--tokens N] [--runs K]
+//   [--best] [--cpu-time] [--warm]
 //
 // Each figure is the median of K timed runs; with --best the fastest, which on a machine that others share says more
-// of the kernel and less of them. Few-token runs walk through copies of the matrix that together exceed
-// every cache, as the layers of a model do.
+// of the kernel and less of them. --cpu-time (one thread) counts the process's CPU time instead of the clock's, for the
+// same reason: it leaves out the time that others had the CPU. Few-token runs walk through copies of the matrix that
+// together exceed every cache, as the layers of a model do; with --warm there is one copy only.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
 #include <random>
 #include <string>
 #include <thread>
@@ -28,6 +31,8 @@ using storage::TensorType;
 struct Options {
   bool smoke = false;
   bool best = false;
+  bool cpu_time = false;
+  bool warm = false;
   std::string isa;
   std::string type = "Q4_0";
   int threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
@@ -44,7 +49,12 @@ struct Shape {
 
 constexpr int kTokens[] = {1, 2, 4, 8, 16, 64, 256, 512};
 
-double Now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+double Now(bool cpu_time) {
+  if (cpu_time) {
+    return static_cast<double>(std::clock()) / CLOCKS_PER_SEC;
+  }
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
 
 // Random bytes; f16 fields anywhere in a block are kept finite by clearing one exponent bit of every second byte.
 Matrix RandomMatrix(TensorType type, const Shape& shape) {
@@ -75,7 +85,7 @@ Matrix RandomMatrix(TensorType type, const Shape& shape) {
 void BenchShape(const Options& options, TensorType type, const Shape& shape, const MachineLimits& limits,
                 ThreadPool& pool) {
   const uint64_t bytes = *storage::BytesOf(type, static_cast<uint64_t>(shape.rows * shape.cols));
-  const uint64_t cold_bytes = options.smoke ? 0 : uint64_t{700} << 20;
+  const uint64_t cold_bytes = options.smoke || options.warm ? 0 : uint64_t{700} << 20;
   std::vector<Matrix> copies;
   do {
     copies.push_back(RandomMatrix(type, shape));
@@ -95,17 +105,18 @@ void BenchShape(const Options& options, TensorType type, const Shape& shape, con
     MatMulInput input(n, shape.cols);
     // Few tokens: a run covers all copies once. Many: about 100 ms.
     const double flops = 2.0 * static_cast<double>(shape.rows * shape.cols) * n;
-    int products = n <= 16 ? static_cast<int>(copies.size()) : std::max(1, static_cast<int>((options.best ? 1e9 : 2e10) / flops));
+    int products =
+        n <= 16 ? static_cast<int>(copies.size()) : std::max(1, static_cast<int>((options.best ? 1e9 : 2e10) / flops));
     products = options.smoke ? 1 : products;
     std::vector<double> seconds;
     for (int run = 0; run < options.runs + 1; ++run) {
-      const double start = Now();
+      const double start = Now(options.cpu_time);
       for (int i = 0; i < products; ++i) {
         input.Set(x.data(), n, shape.cols, shape.cols);
         MatMul(copies[static_cast<size_t>(i) % copies.size()], input, y.data(), shape.rows, pool);
       }
       if (run > 0 || options.smoke) {  // the first warms up
-        seconds.push_back((Now() - start) / products);
+        seconds.push_back((Now(options.cpu_time) - start) / products);
       }
     }
     std::sort(seconds.begin(), seconds.end());
@@ -166,6 +177,15 @@ int main(int argc, char** argv) {
     }
     if (flag == "--best") {
       options.best = true;
+      continue;
+    }
+    if (flag == "--cpu-time") {
+      options.cpu_time = true;
+      options.threads = 1;
+      continue;
+    }
+    if (flag == "--warm") {
+      options.warm = true;
       continue;
     }
     if (flag == "--isa") {
