@@ -27,6 +27,7 @@ class StopDetector {
   // do not count (their bytes may still be the beginning of a later one). Not to be called after a match.
   bool Feed(absl::string_view piece, bool allowed);
 
+  bool empty() const { return patterns_.empty(); }  // nothing to find
   // Bytes at the end of the text that could still become a stop string.
   size_t held() const { return held_; }
   int matched() const { return matched_; }  // index into the strings given; -1 = none

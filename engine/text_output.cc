@@ -19,7 +19,8 @@ bool TextOutput::Push(int32_t id, absl::string_view piece, bool stops_allowed, P
     return true;
   }
   const uint64_t end = released_ + held_text_.size() - stops_.held();
-  Release(end, stops_.held() == 0, event);
+  // A token without text may hold the first bytes of a character, and with it of a stop string.
+  Release(end, stops_.held() == 0 && (!piece.empty() || stops_.empty()), event);
   return false;
 }
 

@@ -16,7 +16,8 @@
 
 namespace embergate::engine {
 
-// Text that may still turn into a stop string is held back, and so are the ids of the tokens that lie wholly in it.
+// Text that may still turn into a stop string is held back, and so are the ids of the tokens that lie wholly in it
+// (with stop strings, tokens without text of their own wait for the text after them).
 // When a stop string is found, its text, what follows it and the ids of the tokens that begin in it or after it are
 // dropped; with include_stop only what follows it is.
 // Threads: one.
