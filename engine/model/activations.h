@@ -51,11 +51,12 @@ struct Activations {
     }
   };
 
-  Activations(const ModelConfig& config, int tokens, int workers)
-      : Activations(config, tokens, workers, {config, tokens, workers}) {}
+  Activations(const ModelConfig& config, int tokens, int context_max, int workers)
+      : Activations(config, tokens, context_max, workers, {config, tokens, workers}) {}
   // Less the products' inputs, which the kernels size.
-  static uint64_t BytesFor(const ModelConfig& config, int tokens, int workers) {
-    return Sizes(config, tokens, workers).Total() * sizeof(float) + AttentionScratch::BytesFor(config, workers);
+  static uint64_t BytesFor(const ModelConfig& config, int tokens, int context_max, int workers) {
+    return Sizes(config, tokens, workers).Total() * sizeof(float) +
+           AttentionScratch::BytesFor(config, tokens, context_max, workers);
   }
   uint64_t bytes() const { return floats_bytes + attention_scratch.bytes() + input.resident_bytes(); }
   bool refused() const { return any_refused; }
@@ -85,7 +86,7 @@ struct Activations {
   bool any_refused;
 
  private:
-  Activations(const ModelConfig& config, int tokens, int workers, const Sizes& s)
+  Activations(const ModelConfig& config, int tokens, int context_max, int workers, const Sizes& s)
       : floats_bytes(s.Total() * sizeof(float)),
         x(s.x),
         embedding(s.embedding),
@@ -106,7 +107,7 @@ struct Activations {
         laurel_low(s.laurel_low),
         laurel(s.laurel),
         worker(s.worker),
-        attention_scratch(config, workers),
+        attention_scratch(config, tokens, context_max, workers),
         input(tokens, s.cols_max),
         any_refused(attention_scratch.refused()) {
     for (const AlignedBuffer<float>* buffer :

@@ -1,14 +1,14 @@
-// Causal attention of a step's tokens over the cached keys and values, grouped heads, full or sliding window.
-//
-// Deterministic by construction: a query walks its visible keys in blocks that lie at fixed positions of the sequence,
-// in ascending order, with one running maximum and sum; so its result depends on nothing but its own position and the
-// cache's contents, whoever shares the step and however the prompt was cut.
+// Causal attention of a step's tokens over the cached keys and values: which queries see what, and who computes it.
+// The arithmetic is engine/kernels/attention.h's, which makes a query's result depend on nothing but its own position
+// and the cache's contents, whoever shares the step and however the prompt was cut.
 #ifndef EMBERGATE_ENGINE_MODEL_ATTENTION_H_
 #define EMBERGATE_ENGINE_MODEL_ATTENTION_H_
 
 #include <cstdint>
+#include <vector>
 
 #include "absl/types/span.h"
+#include "engine/kernels/attention.h"
 #include "engine/model/aligned_buffer.h"
 #include "engine/model/config.h"
 #include "engine/model/kv_cache.h"
@@ -17,18 +17,29 @@
 
 namespace embergate::engine {
 
-// Scratch of each worker, allocated once.
+// Scratch of the workers and of the segments of one long context, allocated once.
 class AttentionScratch {
  public:
-  AttentionScratch(const ModelConfig& config, int workers);
-  static uint64_t BytesFor(const ModelConfig& config, int workers);
-  float* Of(int worker) { return buffer_.data() + worker * floats_per_worker_; }
-  uint64_t bytes() const { return buffer_.bytes(); }
-  bool refused() const { return buffer_.refused(); }
+  AttentionScratch(const ModelConfig& config, int step_tokens_max, int context_max, int workers);
+  static uint64_t BytesFor(const ModelConfig& config, int step_tokens_max, int context_max, int workers);
+  uint64_t bytes() const {
+    return workers_.bytes() + partial_.bytes() + states_.capacity() * sizeof(AttentionState) +
+           groups_.capacity() * sizeof(Group);
+  }
+  bool refused() const { return workers_.refused() || partial_.refused(); }
 
  private:
+  friend class AttentionStep;
+  // Consecutive tokens of one slot, computed together.
+  struct Group {
+    int first;
+    int count;
+  };
   int64_t floats_per_worker_;
-  AlignedBuffer<float> buffer_;
+  AlignedBuffer<float> workers_;
+  AlignedBuffer<float> partial_;        // [segments, queries, head_dim] of one item
+  std::vector<AttentionState> states_;  // [segments, queries]
+  std::vector<Group> groups_;           // capacity: a step's tokens
 };
 
 // out[t] = softmax(q[t] . k) v for each head, scores unscaled (both families: scale 1).

@@ -266,8 +266,9 @@ absl::StatusOr<ModelConfig> ReadModelConfig(const storage::GgufFile& file) {
                                      keys.Name(pair.other), "' is ", pair.value, "; only equal ones are served"));
     }
   }
-  if (dim_full % 2 != 0 || dim_sliding % 2 != 0) {
-    return keys.Error(absl::StrCat("head sizes ", dim_full, " and ", dim_sliding, " must be even"));
+  if (dim_full % 8 != 0 || dim_sliding % 8 != 0) {  // what the kernels take
+    return keys.Error(absl::StrCat("head sizes ", dim_full, " and ", dim_sliding, " (", keys.Name(gguf::kKeyLength),
+                                   ") must be multiples of 8"));
   }
   EMBERGATE_ASSIGN_OR_RETURN(const std::vector<int> kv_heads,
                              keys.PerLayer(gguf::kHeadCountKv, layers, 1, ConfigBounds::kHeadsMax));

@@ -101,7 +101,7 @@ absl::StatusOr<std::vector<MemoryPart>> PlanParts(const storage::GgufFile& file,
   EMBERGATE_ASSIGN_OR_RETURN(const uint64_t kv_bytes,
                              KvCache::BytesFor(config, KvLimitsFor(file, config, options, limits)));
   parts.push_back({"kv_cache", kv_bytes});
-  uint64_t scratch = Activations::BytesFor(config, limits.step_tokens_max, workers);
+  uint64_t scratch = Activations::BytesFor(config, limits.step_tokens_max, limits.context_max, workers);
   if (config.ple_width > 0) {
     scratch += PerLayerInputs::ScratchBytesFor(config, limits, workers);
     const storage::GgufTensor& table = *file.FindTensor(gguf::kPerLayerTokenEmbd);
@@ -173,7 +173,8 @@ class GgufDecoderModel : public DecoderModel {
       }
     }
     EMBERGATE_ASSIGN_OR_RETURN(kv_, KvCache::Create(config_, KvLimitsFor(file, config_, options, limits_)));
-    activations_ = std::make_unique<Activations>(config_, limits_.step_tokens_max, pool_.threads());
+    activations_ =
+        std::make_unique<Activations>(config_, limits_.step_tokens_max, limits_.context_max, pool_.threads());
     if (activations_->refused()) {
       return absl::ResourceExhaustedError("no memory for the scratch of a step; lower the tokens of a step");
     }

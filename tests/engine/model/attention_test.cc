@@ -22,7 +22,7 @@ class AttentionTest : public testing::TestWithParam<Case> {};
 TEST_P(AttentionTest, EqualsTheDefinition) {
   const Case& c = GetParam();
   const ModelConfig config = TinyConfig(c.heads, c.kv_heads, c.dim_sliding, c.dim_full, c.window);
-  constexpr int kTokens = 150;
+  constexpr int kTokens = 1100;  // more than two segments
   constexpr int kStep = 50;
   KvLimits limits;
   limits.slots = 2;
@@ -36,7 +36,7 @@ TEST_P(AttentionTest, EqualsTheDefinition) {
   std::mt19937 random(7);
   std::normal_distribution<float> normal;
   ThreadPool pool(2);
-  AttentionScratch scratch(config, pool.threads());
+  AttentionScratch scratch(config, kStep, kTokens, pool.threads());
   for (const int layer_index : {2, 3}) {  // sharing layers: they read layers 0 and 1
     const LayerConfig& layer = config.layers[layer_index];
     const int dim = layer.head_dim;
@@ -98,7 +98,7 @@ TEST_P(AttentionTest, EqualsTheDefinition) {
 INSTANTIATE_TEST_SUITE_P(All, AttentionTest,
                          testing::Values(Case{4, 1, 32, 64, 24, storage::TensorType::kF32, 1e-4},
                                          Case{4, 2, 32, 64, 1, storage::TensorType::kF32, 1e-4},
-                                         Case{4, 4, 6, 10, 33, storage::TensorType::kF32, 1e-4},
+                                         Case{4, 4, 8, 24, 33, storage::TensorType::kF32, 1e-4},
                                          Case{8, 2, 32, 64, 24, storage::TensorType::kF16, 5e-2}));
 
 }  // namespace
