@@ -32,9 +32,9 @@ namespace embergate::engine {
 inline constexpr int kPanelRows = 16;
 inline constexpr int kUnitCols = 32;
 inline constexpr int kChunkBytes = 64;
-// Columns are taken in blocks of this many units: their f32 scales, and for many tokens their codes as bytes (16 KiB),
-// stay in the first-level cache.
-inline constexpr int kBlockUnits = 32;
+// Columns are taken in blocks of this many units: their f32 scales, and for many tokens their codes as bytes (8 KiB a
+// panel), stay in the first-level cache.
+inline constexpr int kBlockUnits = 16;
 inline constexpr int kUnpackedUnitBytes = kPanelRows * kUnitCols;
 // Products with 16- and 32-bit float weights add up columns in runs of this length, then the runs, in order.
 inline constexpr int kFloatRun = 128;
