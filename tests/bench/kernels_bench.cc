@@ -144,7 +144,7 @@ int Run(const Options& options) {
   if (options.rows > 0) {
     shapes = {{options.rows, options.cols}};
   }
-  ThreadPool pool(options.threads, /*pin=*/true);
+  ThreadPool pool(options.threads);
   for (const std::string& isa : AvailableKernelIsas()) {
     if (options.isa.empty() ? (isa == "reference" && !options.smoke) : isa != options.isa) {
       continue;
