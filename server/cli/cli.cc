@@ -13,6 +13,7 @@ void AddSubcommands(CLI::App& app) {
   AddConvert(app);
   AddLogits(app);
   AddBench(app);
+  AddInspect(app);
   AddSynth(app);
 }
 

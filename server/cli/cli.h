@@ -27,6 +27,7 @@ void AddBench(CLI::App& app);
 
 // Model files.
 void AddConvert(CLI::App& app);
+void AddInspect(CLI::App& app);
 void AddSynth(CLI::App& app);
 
 }  // namespace embergate::server
