@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/request_check.h"
 #include "engine/retry_after.h"
+#include "engine/retry_estimator.h"
 #include "engine/sequence.h"
 #include "engine/step_loop.h"
 #include "storage/base/status_macros.h"
@@ -212,7 +213,7 @@ class EngineImpl : public Engine {
     return absl::OkStatus();
   }
 
-  absl::Duration RetryDelay() { return absl::Seconds(1); }
+  absl::Duration RetryDelay() { return retry_.OnRefusal(clock_.NowNs()); }
 
   bool Idle() const {
     std::lock_guard<std::mutex> lock(mutex_);
@@ -242,6 +243,10 @@ class EngineImpl : public Engine {
     published_ = loop_.stats();
     published_.waiting = loop_.waiting();
     published_.waiting_tokens = loop_.waiting_tokens();
+    const uint64_t departures = loop_.departures();
+    retry_.OnDepartures(static_cast<int>(departures - departures_), published_.waiting, clock_.NowNs());
+    retry_.set_first_guess_ns(loop_.FirstEndNs());
+    departures_ = departures;
     if (loop_.retired().empty()) {
       return;
     }
@@ -271,6 +276,8 @@ class EngineImpl : public Engine {
   int64_t inbox_tokens_ = 0;
   std::unordered_map<RequestId, Sequence*> by_id_;  // accepted, not ended
   EngineStats published_;
+  RetryEstimator retry_;
+  uint64_t departures_ = 0;  // of the loop's, those that retry_ knows
   uint64_t accepted_ = 0;
   uint64_t refused_ = 0;
   bool draining_ = false;

@@ -69,6 +69,19 @@ size_t StepLoop::resident_bytes() const {
          static_cast<size_t>(limits_.vocab_size) * (sizeof(float) + sizeof(ScoredId));
 }
 
+int64_t StepLoop::FirstEndNs() const {
+  if (running_.empty() || stats_.steps == 0) {
+    return 0;
+  }
+  int64_t steps = INT64_MAX;
+  for (const auto& sequence : running_) {
+    const int64_t prompt = std::max(0, sequence->shape.prefill_tokens - sequence->computed);
+    steps = std::min(steps, (prompt + options_.prefill_chunk_max - 1) / options_.prefill_chunk_max +
+                                sequence->shape.tokens_max - sequence->generated());
+  }
+  return steps * static_cast<int64_t>(stats_.step_ns / stats_.steps);
+}
+
 absl::Span<float> StepLoop::LogitsRow(int row) {
   const size_t width = static_cast<size_t>(limits_.vocab_size);
   return absl::MakeSpan(logits_).subspan(static_cast<size_t>(row) * width, width);
@@ -165,6 +178,7 @@ bool StepLoop::OpenSlots() {
   for (int i = 0; i < plan_.admitted; ++i) {
     auto& sequence = waiting_[static_cast<size_t>(i)];
     if (sequence->slot >= 0) {
+      ++departures_;
       waiting_tokens_ -= sequence->shape.prompt_tokens;
       running_.push_back(std::move(sequence));
     }
@@ -496,6 +510,7 @@ void StepLoop::Retire(std::vector<std::unique_ptr<Sequence>>& list) {
     }
     if (sequence->finished) {
       if (&list == &waiting_) {
+        ++departures_;
         waiting_tokens_ -= sequence->shape.prompt_tokens;
       } else {
         admission_closed_ = false;

@@ -41,6 +41,11 @@ class StepLoop {
   bool idle() const { return waiting_.empty() && running_.empty(); }
   int waiting() const { return static_cast<int>(waiting_.size()); }
   int64_t waiting_tokens() const { return waiting_tokens_; }
+  // Requests that have left the waiting list so far: they got a slot, or ended.
+  uint64_t departures() const { return departures_; }
+  // After how long, at the latest, the first running sequence ends by its limits; 0 = nothing runs or no step was
+  // measured.
+  int64_t FirstEndNs() const;
   // Counters, gauges and histograms of this loop; requests_accepted and _refused are the facade's.
   const EngineStats& stats() const { return stats_; }
   size_t resident_bytes() const;
@@ -98,6 +103,7 @@ class StepLoop {
   TopSelector top_;
   StepPace pace_;
   EngineStats stats_;
+  uint64_t departures_ = 0;
   uint64_t step_ = 0;
   // The model refused KV that its free count promised: nobody is admitted until a sequence has given some back.
   bool admission_closed_ = false;
