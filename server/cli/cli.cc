@@ -10,11 +10,12 @@ void AddSubcommands(CLI::App& app) {
   AddScore(app);
   AddInfo(app);
   AddHealth(app);
-  AddConvert(app);
   AddLogits(app);
   AddBench(app);
   AddInspect(app);
+  AddConvert(app);
   AddSynth(app);
+  AddEval(app);
 }
 
 }  // namespace embergate::server

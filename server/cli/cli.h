@@ -29,6 +29,7 @@ void AddBench(CLI::App& app);
 void AddConvert(CLI::App& app);
 void AddInspect(CLI::App& app);
 void AddSynth(CLI::App& app);
+void AddEval(CLI::App& app);
 
 }  // namespace embergate::server
 

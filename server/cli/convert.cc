@@ -9,8 +9,10 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "engine/convert/check.h"
 #include "engine/convert/converter.h"
 #include "server/cli/cli.h"
+#include "server/cli/divergence_report.h"
 #include "server/cli/human.h"
 #include "server/cli/progress.h"
 
@@ -27,6 +29,7 @@ struct State {
   std::string ple;
   std::string name;
   bool keep_unused_kv = false;
+  bool check = false;
   int threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
 };
 
@@ -53,6 +56,37 @@ void PrintSummary(const engine::ConvertSummary& summary, const State& state) {
               summary.has_tokenizer ? "with tokenizer" : "without tokenizer");
 }
 
+// What the files or flags are is exit code 2; what the machine did meanwhile is 1.
+int Fail(const absl::Status& status) {
+  std::fprintf(stderr, "embergate convert: %s\n", std::string(status.message()).c_str());
+  return absl::IsUnavailable(status) || absl::IsResourceExhausted(status) || absl::IsInternal(status) ? 1 : 2;
+}
+
+int Check(const State& state) {
+  // One bar per stage, made when the stage begins.
+  std::unique_ptr<ProgressBar> bar;
+  std::string current;
+  const auto progress = [&](const char* stage, uint64_t done, uint64_t total) {
+    if (current != stage) {
+      current = stage;
+      bar =
+          std::make_unique<ProgressBar>(absl::StrCat("check: ", stage),
+                                        current == "comparing" ? ProgressBar::Unit::kItems : ProgressBar::Unit::kBytes);
+    }
+    bar->Update(done, total);
+  };
+  const absl::StatusOr<engine::CheckResult> result =
+      engine::CheckConversion(state.folder, state.out, state.threads, progress);
+  bar.reset();
+  if (!result.ok()) {
+    return Fail(result.status());
+  }
+  std::printf("\ncheck against the checkpoint's own values (%s), %d prompts of %s:\n", result->reference_type.c_str(),
+              result->prompts, result->real_text ? "text" : "random ids, as there is no tokenizer");
+  PrintEvaluation(result->evaluation, state.out, state.folder);
+  return 0;
+}
+
 int Run(const State& state) {
   engine::ConvertOptions options;
   options.weights = *TypeOf(state.weights);
@@ -66,17 +100,11 @@ int Run(const State& state) {
   options.progress = [&](uint64_t done, uint64_t total) { bar.Update(done, total); };
   const absl::StatusOr<engine::ConvertSummary> summary = engine::ConvertCheckpoint(state.folder, state.out, options);
   if (!summary.ok()) {
-    std::fprintf(stderr, "embergate convert: %s\n", std::string(summary.status().message()).c_str());
-    const absl::StatusCode code = summary.status().code();
-    // What the files or flags are is exit code 2; what the machine did meanwhile is 1.
-    return code == absl::StatusCode::kUnavailable || code == absl::StatusCode::kResourceExhausted ||
-                   code == absl::StatusCode::kInternal
-               ? 1
-               : 2;
+    return Fail(summary.status());
   }
   bar.Finish();
   PrintSummary(*summary, state);
-  return 0;
+  return state.check ? Check(state) : 0;
 }
 
 }  // namespace
@@ -108,6 +136,9 @@ void AddConvert(CLI::App& app) {
       ->capture_default_str();
   convert->add_flag("--keep-unused-kv", state->keep_unused_kv,
                     "Gemma 4: keep the key and value matrices of layers that read another layer's");
+  convert->add_flag("--check", state->check,
+                    "Afterwards compare the result with the checkpoint on a set of prompts: KL divergence and top-1 "
+                    "agreement (takes the checkpoint's size once more on disk, both models' weights in memory)");
   convert->footer(
       "Gemma 3n and Gemma 4 checkpoints in F32, F16 or BF16; multimodal ones lose their vision and audio parts.\n"
       "Norms, scales and AltUp's coefficients stay F32; per_layer_model_proj, altup and laurel matrices stay 16 bit\n"
