@@ -84,6 +84,12 @@ class MatMulInput {
 // Shapes must agree (CHECKed: a mismatch is a bug, files were checked at load). Allocates nothing.
 void MatMul(const Matrix& w, MatMulInput& x, float* y, int64_t y_stride, ThreadPool& pool);
 
+// Who computes products of many tokens with F32, F16 or BF16 weights. kOneDnn breaks the promise above (a token's
+// result then depends on how many tokens share the call) and holds those weights a second time, as f32; see
+// onednn_matmul.h. All other products stay ours. Before the first MatMul; UNIMPLEMENTED in a build without oneDNN.
+enum class MatMulBackend { kOwn, kOneDnn };
+absl::Status SetMatMulBackend(MatMulBackend backend);
+
 // ---- Element-wise, one token's row at a time ------------------------------------------------------
 // y = x * (mean(x^2) + eps)^(-1/2) * w; w null = bare. y may be x. (ARCHITECTURE: RMSNorm; w as stored.)
 void RmsNorm(const float* x, const float* w, int64_t n, float eps, float* y);

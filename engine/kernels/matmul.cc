@@ -1,5 +1,6 @@
 // Products: quantising the activations, and cutting a product into tiles for the kernels in use.
 #include <algorithm>
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -168,6 +169,25 @@ void FloatProduct(const Product& p, int64_t panel_begin, int64_t panel_end) {
   }
 }
 
+std::atomic<MatMulBackend> g_backend{MatMulBackend::kOwn};
+
+// False when it is not oneDNN's turn, or it could not.
+bool MultiplyWithOneDnn(const Matrix& w, const Product& p) {
+  if (g_backend.load(std::memory_order_relaxed) != MatMulBackend::kOneDnn || p.x.n < kOneDnnTokensMin ||
+      p.w.onednn_refused) {
+    return false;
+  }
+  if (p.w.onednn == nullptr) {
+    p.w.onednn = OneDnnWeights::Create(w);
+  }
+  if (p.w.onednn == nullptr || !p.w.onednn->Multiply(p.x.x, p.x.n, p.x.stride, p.y, p.y_stride)) {
+    p.w.onednn_refused = true;
+    p.w.onednn = nullptr;
+    return false;
+  }
+  return true;
+}
+
 void SetInit(InitForm form, int bias, int group, int64_t units, ActivationUnit* unit) {
   for (int64_t u = 0; u < units; ++u, ++unit) {
     for (int h = 0; h < 2; ++h) {
@@ -233,6 +253,14 @@ void MatMulInput::Set(const float* x, int n, int64_t cols, int64_t stride) {
 
 size_t MatMulInput::resident_bytes() const { return impl_->units.bytes(); }
 
+absl::Status SetMatMulBackend(MatMulBackend backend) {
+  if (backend == MatMulBackend::kOneDnn && !OneDnnWeights::Available()) {
+    return absl::UnimplementedError("this build has no oneDNN; use the own kernels");
+  }
+  g_backend.store(backend, std::memory_order_relaxed);
+  return absl::OkStatus();
+}
+
 void MatMul(const Matrix& w, MatMulInput& x, float* y, int64_t y_stride, ThreadPool& pool) {
   const Matrix::Impl& matrix = w.impl();
   MatMulInput::Impl& input = x.impl();
@@ -246,6 +274,9 @@ void MatMul(const Matrix& w, MatMulInput& x, float* y, int64_t y_stride, ThreadP
   // Ranges long enough that taking one (about 50 ns) is nothing, short enough that unequal cores finish together.
   const int64_t share = std::max<int64_t>(1, matrix.panels() / (8 * pool.threads()));
   if (matrix.format == nullptr) {
+    if (MultiplyWithOneDnn(w, product)) {
+      return;
+    }
     pool.ParallelFor(matrix.panels(), std::min(share, kPanelsPerRange),
                      [&](int64_t begin, int64_t end, int) { FloatProduct(product, begin, end); });
     return;

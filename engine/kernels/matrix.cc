@@ -209,7 +209,9 @@ bool Matrix::complete() const { return impl_->rows > 0 && impl_->appended == imp
 TensorType Matrix::type() const { return impl_->type; }
 int64_t Matrix::rows() const { return impl_->rows; }
 int64_t Matrix::cols() const { return impl_->cols; }
-size_t Matrix::resident_bytes() const { return impl_->memory.bytes(); }
+size_t Matrix::resident_bytes() const {
+  return impl_->memory.bytes() + (impl_->onednn == nullptr ? 0 : impl_->onednn->bytes());
+}
 
 void Matrix::DequantizeRowTo(int64_t row, float* out) const {
   const Impl& m = *impl_;

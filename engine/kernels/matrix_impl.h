@@ -4,8 +4,10 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 
 #include "engine/kernels/kernels.h"
+#include "engine/kernels/onednn_matmul.h"
 #include "engine/kernels/packed_format.h"
 
 namespace embergate::engine {
@@ -37,6 +39,9 @@ struct Matrix::Impl {
   int64_t element_bytes = 0;  // float types
   PanelLayout layout;         // quantised types; panel_bytes for all
   HugeMemory memory;
+  // Made by the first product that wants it, on the engine thread; null and refused when oneDNN could not.
+  mutable std::unique_ptr<OneDnnWeights> onednn;
+  mutable bool onednn_refused = false;
 
   int64_t panels() const { return (rows + kPanelRows - 1) / kPanelRows; }
   const uint8_t* panel(int64_t p) const { return memory.data() + p * layout.panel_bytes; }

@@ -3,6 +3,7 @@
 //
 //   kernels_bench [--smoke] [--isa NAME] [--type Q4_0] [--threads N] [--shape ROWSxCOLS] [--tokens N] [--runs K]
 //   [--best] [--cpu-time] [--warm]
+//                [--onednn]
 //
 // Each figure is the median of K timed runs; with --best the fastest, which on a machine that others share says more
 // of the kernel and less of them. --cpu-time (one thread) counts the process's CPU time instead of the clock's, for the
@@ -56,7 +57,8 @@ double Now(bool cpu_time) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-// Random bytes; f16 fields anywhere in a block are kept finite by clearing one exponent bit of every second byte.
+// Quantised types: random bytes, with f16 fields anywhere in a block kept finite by clearing one exponent bit of every
+// second byte. Float types: values of a weight's size (random bits would be full of slow subnormal numbers).
 Matrix RandomMatrix(TensorType type, const Shape& shape) {
   const storage::TensorTypeTraits& traits = storage::TraitsOf(type);
   const size_t row_bytes = static_cast<size_t>(shape.cols) / traits.block_elements * traits.block_bytes;
@@ -66,6 +68,14 @@ Matrix RandomMatrix(TensorType type, const Shape& shape) {
     rows[i] = static_cast<uint8_t>(random());
     if (i % 2 == 1) {
       rows[i] &= 0xbb;
+    }
+  }
+  const size_t element = traits.block_bytes;
+  if (traits.block_elements == 1) {
+    for (size_t i = 0; i < rows.size(); i += element) {
+      const float value = static_cast<float>(random() % 2001) * 1e-4f - 0.1f;
+      const uint16_t half = type == TensorType::kF16 ? FloatToHalf(value) : FloatToBfloat16(value);
+      std::memcpy(rows.data() + i, type == TensorType::kF32 ? static_cast<const void*>(&value) : &half, element);
     }
   }
   absl::StatusOr<Matrix> matrix = Matrix::Create(type, shape.rows, shape.cols);
@@ -186,6 +196,14 @@ int main(int argc, char** argv) {
     }
     if (flag == "--warm") {
       options.warm = true;
+      continue;
+    }
+    if (flag == "--onednn") {
+      const absl::Status status = embergate::engine::SetMatMulBackend(embergate::engine::MatMulBackend::kOneDnn);
+      if (!status.ok()) {
+        std::fprintf(stderr, "%s\n", std::string(status.message()).c_str());
+        return 1;
+      }
       continue;
     }
     if (flag == "--isa") {

@@ -299,6 +299,36 @@ TEST(MatMulInputTest, ANotANumberShowsInTheResult) {
   ASSERT_TRUE(ForceKernelIsa(AvailableKernelIsas().front()).ok());
 }
 
+// oneDNN adds in its own order: within cols * 2^-24 * |w| |x| of ours. Few tokens stay ours, bit for bit.
+TEST(MatMulBackendTest, OneDnnAgreesForManyTokens) {
+  if (!SetMatMulBackend(MatMulBackend::kOneDnn).ok()) {
+    GTEST_SKIP() << "built without oneDNN";
+  }
+  const int64_t rows = 37;
+  const int64_t cols = 200;
+  const int n = 40;
+  for (const TensorType type : {TensorType::kF32, TensorType::kF16, TensorType::kBF16}) {
+    const std::vector<float> x = RandomFloats(static_cast<size_t>(n * cols), 3);
+    ASSERT_TRUE(SetMatMulBackend(MatMulBackend::kOwn).ok());
+    const Matrix w = MakeMatrix(type, rows, cols, RandomRows(type, rows, cols, 2));
+    const std::vector<float> expected = Product(w, x, n);
+    const size_t own_bytes = w.resident_bytes();
+    ASSERT_TRUE(SetMatMulBackend(MatMulBackend::kOneDnn).ok());
+    for (int round = 0; round < 2; ++round) {
+      const std::vector<float> actual = Product(w, x, n);
+      for (size_t i = 0; i < actual.size(); ++i) {
+        // |w| is about 0.05 sqrt(cols), |x| about 35 with its outlier.
+        ASSERT_NEAR(actual[i], expected[i], 200 * 0x1p-24 * 0.05 * std::sqrt(200.0) * 35) << i;
+      }
+    }
+    EXPECT_GT(w.resident_bytes(), own_bytes);  // it really was oneDNN
+    const std::vector<float> few(x.begin(), x.begin() + 2 * cols);
+    const std::vector<float> alone(expected.begin(), expected.begin() + 2 * rows);
+    EXPECT_EQ(Product(w, few, 2), alone);
+  }
+  ASSERT_TRUE(SetMatMulBackend(MatMulBackend::kOwn).ok());
+}
+
 TEST(KernelIsaTest, UnknownNamesAreRefusedAndTheBestIsChosen) {
   EXPECT_EQ(ForceKernelIsa("abacus").code(), absl::StatusCode::kUnimplemented);
   EXPECT_EQ(AvailableKernelIsas().back(), "reference");
