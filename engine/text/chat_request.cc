@@ -154,7 +154,7 @@ absl::StatusOr<ChatMessage> ParseMessage(const json& value, const ChatParseOptio
     message.content = content->get<std::string>();
   } else if (content->is_array()) {
     EMBERGATE_ASSIGN_OR_RETURN(message.parts, ParseParts(*content, options, where));
-  } else if (message.role == "tool" && (options.lenient || !content->is_object())) {
+  } else if (message.role == "tool") {
     message.result = *content;
   } else {
     return Bad(where, ".content must be a string or a list of parts");
@@ -172,6 +172,23 @@ absl::StatusOr<ChatMessage> ParseMessage(const json& value, const ChatParseOptio
   EMBERGATE_ASSIGN_OR_RETURN(message.tool_call_id, StringMember(value, "tool_call_id", where));
   EMBERGATE_ASSIGN_OR_RETURN(message.tool_name, StringMember(value, "name", where));
   return message;
+}
+
+// The template stumbles over an object as a tool's result, where it writes results: after the calls that they answer.
+absl::Status RefuseObjectResults(ChatRequest& request) {
+  bool written = false;
+  for (size_t i = 0; i < request.messages.size(); ++i) {
+    ChatMessage& message = request.messages[i];
+    if (message.role != "tool") {
+      written = !message.tool_calls.empty() && message.tool_responses.empty();
+    } else if (written && message.result.has_value() && message.result->is_object()) {
+      if (!message.result->empty()) {
+        return Bad("messages[", i, "].content must be a string or a list of parts");
+      }
+      message.result.reset();  // an empty one it takes for an empty list
+    }
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -193,6 +210,9 @@ absl::StatusOr<ChatRequest> ParseChatRequest(const json& value, const ChatParseO
     EMBERGATE_ASSIGN_OR_RETURN(ChatMessage message,
                                ParseMessage((*messages)[i], options, absl::StrCat("messages[", i, "]")));
     request.messages.push_back(std::move(message));
+  }
+  if (!options.lenient) {
+    EMBERGATE_RETURN_IF_ERROR(RefuseObjectResults(request));
   }
   if (const json* const tools = Find(value, "tools"); tools != nullptr) {
     if (!tools->is_array()) {

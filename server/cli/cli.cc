@@ -16,6 +16,8 @@ void AddSubcommands(CLI::App& app) {
   AddConvert(app);
   AddSynth(app);
   AddEval(app);
+  AddTokenize(app);
+  AddRender(app);
 }
 
 }  // namespace embergate::server

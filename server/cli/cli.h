@@ -30,6 +30,8 @@ void AddConvert(CLI::App& app);
 void AddInspect(CLI::App& app);
 void AddSynth(CLI::App& app);
 void AddEval(CLI::App& app);
+void AddTokenize(CLI::App& app);
+void AddRender(CLI::App& app);
 
 }  // namespace embergate::server
 
