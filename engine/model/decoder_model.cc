@@ -85,11 +85,16 @@ KvLimits KvLimitsFor(const storage::GgufFile& file, const ModelConfig& config, c
   return kv;
 }
 
-// What the row store will take: its cache, and a buffer of whole device blocks for each row that may be held.
-uint64_t RowStoreBytes(const storage::GgufTensor& table, const storage::RowStoreOptions& rows, uint64_t* cache) {
-  constexpr uint64_t kBlock = 4096;
-  *cache = rows.cache_bytes;
-  return static_cast<uint64_t>(rows.rows_pinned_max) * ((table.row_bytes() + kBlock - 1) / kBlock * kBlock + kBlock);
+// What the row store takes besides its cache: the rows that tickets hold, a landing buffer for each read in flight, and
+// the tickets themselves.
+uint64_t RowBufferBytes(const storage::GgufTensor& table, const storage::RowStoreOptions& rows) {
+  constexpr uint64_t kDeviceBlock = 4096;
+  constexpr uint64_t kReadBytesMin = 16384;
+  constexpr uint64_t kEntryBytes = 128;  // of a held row's bookkeeping, rounding to 64 bytes included
+  const uint64_t read_bytes = std::max((table.row_bytes() / kDeviceBlock + 2) * kDeviceBlock, kReadBytesMin);
+  return static_cast<uint64_t>(rows.rows_pinned_max) * (table.row_bytes() + kEntryBytes) +
+         static_cast<uint64_t>(rows.queue_depth) * (read_bytes + 2 * kDeviceBlock) +
+         static_cast<uint64_t>(rows.tickets_max) * (static_cast<uint64_t>(rows.rows_per_ticket_max) * 8 + kEntryBytes);
 }
 
 absl::StatusOr<std::vector<MemoryPart>> PlanParts(const storage::GgufFile& file, const ModelConfig& config,
@@ -108,10 +113,8 @@ absl::StatusOr<std::vector<MemoryPart>> PlanParts(const storage::GgufFile& file,
     if (options.table_resident) {
       parts.push_back({"table", table.bytes});
     } else {
-      uint64_t cache = 0;
-      const uint64_t buffers = RowStoreBytes(table, PerLayerInputs::RowOptions(options, limits), &cache);
-      parts.push_back({"row_cache", cache});
-      parts.push_back({"row_buffers", buffers});
+      parts.push_back({"row_cache", options.rows.cache_bytes});
+      parts.push_back({"row_buffers", RowBufferBytes(table, PerLayerInputs::RowOptions(options, limits))});
     }
   }
   parts.push_back({"scratch", scratch});
@@ -205,7 +208,7 @@ class GgufDecoderModel : public DecoderModel {
     } else if (config_.ple_width > 0) {
       const storage::RowStoreStats rows = ple_->Stats();
       parts.push_back({"row_cache", rows.cache_bytes});
-      parts.push_back({"row_buffers", rows.buffer_bytes + rows.other_bytes});
+      parts.push_back({"row_buffers", rows.held_bytes + rows.buffer_bytes + rows.checksum_bytes + rows.other_bytes});
     }
     parts.push_back({"scratch", activations_->bytes() + ple_->scratch_bytes()});
     return parts;

@@ -71,6 +71,8 @@ class PerLayerInputs {
 
  private:
   PerLayerInputs(const ModelConfig& config, ThreadPool& pool) : config_(config), pool_(pool) {}
+  void CountUse(storage::RowTicket ticket);
+  RowUse UseOf(storage::RowTicket ticket) const;
   void SumToken(const StepToken& token, int index, const uint8_t* row, const Vector& norm, float* scratch);
 
   const ModelConfig& config_;
@@ -88,6 +90,8 @@ class PerLayerInputs {
   AlignedBuffer<float> rest_;                 // [wanted, the other layers, width]
   AlignedBuffer<float> row_scratch_;          // [workers, layers * width]
   std::vector<uint64_t> row_ids_;
+  std::vector<RowUse> use_;         // by ticket index, from its submission on
+  storage::RowStoreStats counted_;  // after the last submission
   bool joined_ = true;
 };
 
