@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <filesystem>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -16,6 +17,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "storage/gguf_file.h"
+#include "tests/engine/model/model_fixture.h"
 #include "tests/support/temp_folder.h"
 
 namespace embergate::engine {
@@ -188,6 +190,38 @@ TEST_F(SynthTest, SameSeedSameFileAndAnotherSeedAnother) {
   options.seed = 2;
   ASSERT_TRUE(Synthesise("gemma4-tiny", options).ok());
   EXPECT_NE(test::ReadFile(path_), first);
+}
+
+TEST_F(SynthTest, LogitsSpreadByAFewUnitsAndFollowTheInput) {
+  for (const char* name : {"gemma4-tiny", "gemma3n-tiny"}) {
+    ASSERT_TRUE(Synthesise(name).ok());
+    LoadedModel model = LoadModel(path_);
+    ASSERT_NE(model.model, nullptr);
+    std::vector<int32_t> ids;
+    for (int i = 0; i < 40; ++i) {
+      ids.push_back(3 + i * 37 % 500);
+    }
+    const std::vector<float> logits = AllLogits(*model.model, ids);
+    const size_t vocab = static_cast<size_t>(model.vocab());
+    int repeats = 0;
+    std::set<size_t> best_ids;
+    for (size_t t = 0; t < ids.size(); ++t) {
+      const auto row = absl::MakeConstSpan(logits).subspan(t * vocab, vocab);
+      double squares = 0;
+      for (const float logit : row) {
+        ASSERT_TRUE(std::isfinite(logit));
+        squares += double{logit} * logit;
+      }
+      const double spread = std::sqrt(squares / static_cast<double>(vocab));
+      EXPECT_GT(spread, 1.5) << name << " " << t;
+      EXPECT_LT(spread, 6) << name << " " << t;
+      const size_t best = static_cast<size_t>(std::max_element(row.begin(), row.end()) - row.begin());
+      repeats += best == static_cast<size_t>(ids[t]) ? 1 : 0;
+      best_ids.insert(best);
+    }
+    EXPECT_LT(repeats, 10) << name << ": a net that only repeats its input computes too little";
+    EXPECT_GT(best_ids.size(), 10u) << name;
+  }
 }
 
 TEST_F(SynthTest, EveryWeightTypeOpens) {
