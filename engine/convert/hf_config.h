@@ -10,11 +10,10 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "engine/model/config.h"  // ModelFamily
 #include "nlohmann/json.hpp"
 
 namespace embergate::engine {
-
-enum class ModelFamily { kGemma3n, kGemma4 };
 
 // Everything is checked: counts are positive and bounded, lists have one entry per layer.
 struct HfConfig {
