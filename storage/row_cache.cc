@@ -216,7 +216,7 @@ RowCache::Id RowCache::TakeSlot() {
 
 void RowCache::Touch(Id id) {
   Entry& entry = entries_[id];
-  entry.uses = static_cast<uint8_t>(std::min(3, entry.uses + 1));
+  entry.uses = static_cast<uint8_t>(std::min(kUsesMax, entry.uses + 1));
 }
 
 bool RowCache::Pin(Id id) {

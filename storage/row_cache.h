@@ -56,7 +56,7 @@ class RowCache {
     enum class Queue : uint8_t { kNone, kProbation, kMain };
     Queue queue = Queue::kNone;
     Queue home = Queue::kProbation;  // where it goes when the last pin is gone
-    uint8_t uses = 0;                // after the first, since it entered its queue; saturates at 3
+    uint8_t uses = 0;                // after the first, since it entered its queue; saturates at kUsesMax
     bool keep = false;               // may be cached
     bool indexed = false;
     Id previous = kNone;
@@ -120,6 +120,7 @@ class RowCache {
     uint32_t until = 0;
   };
   static constexpr uint32_t kGhostWays = 4;
+  static constexpr int kUsesMax = 7;  // 3 costs a tenth of a point of hit rate on text, more gain nothing
 
   void IndexSet(uint64_t key, Id id);
   void IndexErase(uint64_t key);

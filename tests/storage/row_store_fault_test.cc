@@ -97,8 +97,8 @@ TEST_P(RowStoreFaultTest, AFailedRowIsTriedAgainByTheNextSubmission) {
 }
 
 TEST_P(RowStoreFaultTest, InterruptedAndTryAgainAreNotErrors) {
-  faults().interrupted = 0.4;
-  faults().try_again = 0.4;
+  faults().interrupted = 0.25;
+  faults().try_again = 0.25;
   Open();
   ReadAndCompare(RandomRows(100, kRows, 1));
   EXPECT_EQ(store_->Snapshot().errors_io, 0u);
