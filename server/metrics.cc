@@ -185,6 +185,13 @@ void AddFlash(const storage::RowStoreStats& stats, Page& page) {
   page.Sample(static_cast<double>(stats.errors_short), {{"kind", "short"}});
   page.Sample(static_cast<double>(stats.errors_checksum), {{"kind", "checksum"}});
   page.Sample(static_cast<double>(stats.errors_changed), {{"kind", "file_changed"}});
+  page.Sample(static_cast<double>(stats.errors_timeout), {{"kind", "timeout"}});
+  page.Counter("embergate_rows_failed_total", "Rows given up after bounded retries.",
+               static_cast<double>(stats.rows_failed));
+  page.Counter("embergate_rows_joined_total", "Distinct rows that were being read already.",
+               static_cast<double>(stats.rows_joined));
+  page.Gauge("embergate_flash_reads_waiting", "Device reads that wait for a place in flight.",
+             static_cast<double>(stats.backlog));
   page.Gauge("embergate_flash_reads_in_flight", "Device reads under way.", static_cast<double>(stats.in_flight));
   page.Counter("embergate_flash_wait_seconds_total", "Time that somebody waited for rows.", Seconds(stats.stall_ns));
   page.Histogram("embergate_flash_read_latency_seconds", "Device reads, submission to completion.",

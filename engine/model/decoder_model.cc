@@ -17,6 +17,7 @@
 #include "engine/model/rope.h"
 #include "engine/model/weights.h"
 #include "storage/base/status_macros.h"
+#include "storage/checksum_file.h"
 
 namespace embergate::engine {
 namespace {
@@ -114,7 +115,8 @@ absl::StatusOr<std::vector<MemoryPart>> PlanParts(const storage::GgufFile& file,
       parts.push_back({"table", table.bytes});
     } else {
       parts.push_back({"row_cache", options.rows.cache_bytes});
-      parts.push_back({"row_buffers", RowBufferBytes(table, PerLayerInputs::RowOptions(options, limits))});
+      parts.push_back({"row_buffers", RowBufferBytes(table, PerLayerInputs::RowOptions(options, limits)) +
+                                          storage::ChecksumBytesBeside(file.shard_path(table.shard))});
     }
   }
   parts.push_back({"scratch", scratch});

@@ -9,6 +9,7 @@
 #include "engine/convert/gguf_keys.h"
 #include "engine/kernels/kernels.h"
 #include "storage/base/status_macros.h"
+#include "storage/checksum_file.h"
 
 namespace embergate::engine {
 namespace {
@@ -88,6 +89,7 @@ absl::StatusOr<std::unique_ptr<PerLayerInputs>> PerLayerInputs::Create(const sto
   spec.file_offset = table.file_offset;
   spec.row_bytes = table.row_bytes();
   spec.row_count = table.rows();
+  EMBERGATE_ASSIGN_OR_RETURN(spec.checksums, storage::LoadRowChecksums(spec));
   const storage::RowStoreOptions rows = RowOptions(options, limits);
   EMBERGATE_ASSIGN_OR_RETURN(inputs->store_, storage::RowStore::Create({spec}, rows));
   inputs->use_.resize(static_cast<size_t>(rows.tickets_max));

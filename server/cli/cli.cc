@@ -18,6 +18,8 @@ void AddSubcommands(CLI::App& app) {
   AddEval(app);
   AddTokenize(app);
   AddRender(app);
+  AddChecksum(app);
+  AddStorageTest(app);
 }
 
 }  // namespace embergate::server

@@ -32,6 +32,10 @@ void AddSynth(CLI::App& app);
 void AddEval(CLI::App& app);
 void AddTokenize(CLI::App& app);
 void AddRender(CLI::App& app);
+void AddChecksum(CLI::App& app);
+
+// Devices.
+void AddStorageTest(CLI::App& app);
 
 }  // namespace embergate::server
 
