@@ -43,6 +43,9 @@ struct StopParams {
   bool include_stop = false;
 };
 
+// A batch request waits as if it cost 16 times as much: interactive ones go first, but not for ever.
+enum class Priority { kInteractive, kBatch };
+
 struct GenerateRequest {
   std::vector<int32_t> prompt;  // ids, >= 1
   SamplingParams sampling;
@@ -51,6 +54,11 @@ struct GenerateRequest {
   bool want_logprobs = false;
   bool prompt_logprobs = false;  // log-probabilities of the prompt's tokens 1.. (Score)
   int prompt_top_logprobs = 0;   // alternatives per prompt position
+  // Who asks, for fair sharing of slots: waiting requests of different clients take turns in proportion to the weights
+  // (0.01 to 100) and to what they reserve; those of one client go in order.
+  std::string client_key;
+  double client_weight = 1;
+  Priority priority = Priority::kInteractive;
   bool special_in_text = false;  // control tokens' pieces appear in the text
   absl::Time deadline = absl::InfiniteFuture();
 };

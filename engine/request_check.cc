@@ -84,6 +84,9 @@ absl::StatusOr<SequenceShape> CheckRequest(const GenerateRequest& request, const
   }
   EMBERGATE_RETURN_IF_ERROR(ValidateSampling(request.sampling, limits.model.vocab_size));
   EMBERGATE_RETURN_IF_ERROR(CheckStops(request, limits));
+  if (!(request.client_weight >= 0.01 && request.client_weight <= 100)) {
+    return Invalid("client_weight is ", request.client_weight, "; it must be 0.01 to 100");
+  }
   for (const auto& [name, value] : {std::pair<const char*, int>{"top_logprobs", request.top_logprobs},
                                     {"prompt_top_logprobs", request.prompt_top_logprobs}}) {
     if (value < 0 || value > limits.top_logprobs_max) {

@@ -57,6 +57,7 @@ struct Sequence {
   int slot = -1;
   uint64_t served_step = 0;
   AheadRows ahead;
+  double order_tag = 0;  // of FairOrder
   std::optional<StreamDecoder> decoder;
   TextOutput text;
   Receipt receipt;

@@ -10,6 +10,8 @@
 namespace embergate::engine {
 namespace {
 
+constexpr double kBatchCost = 16;
+
 double Seconds(int64_t from_ns, int64_t to_ns) { return static_cast<double>(to_ns - from_ns) * 1e-9; }
 
 bool Contains(const std::vector<int32_t>& ids, int32_t id) {
@@ -91,7 +93,14 @@ absl::Span<float> StepLoop::LogitsRow(int row) {
 
 void StepLoop::Add(std::unique_ptr<Sequence> sequence) {
   waiting_tokens_ += sequence->shape.prompt_tokens;
-  waiting_.push_back(std::move(sequence));
+  const GenerateRequest& request = sequence->request;
+  const bool batch = request.priority == Priority::kBatch;
+  sequence->order_tag = order_.Arrive(
+      batch ? absl::StrCat("batch ", request.client_key) : absl::StrCat("interactive ", request.client_key),
+      sequence->shape.kv_tokens, batch ? request.client_weight / kBatchCost : request.client_weight);
+  const auto behind = std::upper_bound(waiting_.begin(), waiting_.end(), sequence->order_tag,
+                                       [](double tag, const auto& other) { return tag < other->order_tag; });
+  waiting_.insert(behind, std::move(sequence));
 }
 
 bool StepLoop::Admit() {
@@ -179,6 +188,7 @@ bool StepLoop::OpenSlots() {
     auto& sequence = waiting_[static_cast<size_t>(i)];
     if (sequence->slot >= 0) {
       ++departures_;
+      order_.OnServed(sequence->order_tag);
       waiting_tokens_ -= sequence->shape.prompt_tokens;
       running_.push_back(std::move(sequence));
     }

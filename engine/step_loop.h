@@ -9,6 +9,7 @@
 #include "absl/status/status.h"
 #include "engine/clock.h"
 #include "engine/engine.h"
+#include "engine/fair_order.h"
 #include "engine/sampler.h"
 #include "engine/scheduler.h"
 #include "engine/sequence.h"
@@ -102,6 +103,7 @@ class StepLoop {
   Sampler sampler_;
   TopSelector top_;
   StepPace pace_;
+  FairOrder order_;
   EngineStats stats_;
   uint64_t departures_ = 0;
   uint64_t step_ = 0;

@@ -548,6 +548,39 @@ TEST_F(EngineTest, WaitingPromptTokensAreBounded) {
   EXPECT_EQ(engine_->Snapshot().waiting_tokens, 0);
 }
 
+TEST_F(EngineTest, ClientsTakeTurnsAndBatchWorkComesLater) {
+  ScriptedModelOptions model_options;
+  model_options.limits.slots_max = 1;
+  Make(model_options);
+  std::vector<RecordingSink> sinks(8);
+  std::vector<size_t> order;
+  const auto submit = [&](size_t i, const std::string& client, Priority priority) {
+    GenerateRequest request = Greedy(Prompt(5, static_cast<int>(i)), 6);
+    request.client_key = client;
+    request.priority = priority;
+    Submit(std::move(request), &sinks[i]);
+  };
+  submit(0, "greedy", Priority::kBatch);
+  engine_->StepOnce();  // runs
+  for (size_t i = 1; i < 4; ++i) {
+    submit(i, "greedy", Priority::kBatch);
+  }
+  for (size_t i = 4; i < 7; ++i) {
+    submit(i, "greedy", Priority::kInteractive);
+  }
+  submit(7, "modest", Priority::kInteractive);
+  std::vector<bool> done(8);
+  while (engine_->StepOnce()) {
+    for (size_t i = 0; i < 8; ++i) {
+      if (!done[i] && sinks[i].finish.has_value()) {
+        done[i] = true;
+        order.push_back(i);
+      }
+    }
+  }
+  EXPECT_EQ(order, (std::vector<size_t>{0, 4, 7, 5, 6, 1, 2, 3}));
+}
+
 TEST_F(EngineTest, DrainFinishesWhatRunsAndRefusesWhatComes) {
   Make();
   RecordingSink sink;
