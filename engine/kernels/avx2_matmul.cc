@@ -135,6 +135,15 @@ inline void StoreAcc(const QuantTile& tile, int half, const __m256* acc) {
   }
 }
 
+// The next lines of a plane, as many as a unit takes.
+template <int kBits>
+inline void Prefetch(const uint8_t* plane) {
+#pragma GCC unroll 8
+  for (int i = 0; i < kBits; ++i) {
+    __builtin_prefetch(plane + kPrefetchBytes + i * kChunkBytes);
+  }
+}
+
 // Both halves of the panel in one pass: the codes come from memory.
 template <Kind kKind, int kTokens>
 void PackedTile(const QuantTile& tile) {
@@ -149,6 +158,8 @@ void PackedTile(const QuantTile& tile) {
   const float* min = tile.min;
   const ActivationUnit* x = tile.x;
   for (int u = 0; u < tile.units; ++u) {
+    Prefetch<kKind.low_bits>(low);
+    Prefetch<kKind.high_bits>(high);
     Unit<kKind, kTokens>(low, high, scale, min, x, tile.x_stride, acc0);
     Unit<kKind, kTokens>(low + 32, high + 32, scale + 8, min + 8, x, tile.x_stride, acc1);
     low += kChunkBytes * kKind.low_bits;

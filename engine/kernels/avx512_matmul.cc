@@ -118,6 +118,15 @@ inline void Unit(const uint8_t* low, const uint8_t* high, const float* scale, co
   }
 }
 
+// The next lines of a plane, as many as a unit takes.
+template <int kBits>
+inline void Prefetch(const uint8_t* plane) {
+#pragma GCC unroll 8
+  for (int i = 0; i < kBits; ++i) {
+    __builtin_prefetch(plane + kPrefetchBytes + i * kChunkBytes);
+  }
+}
+
 template <Kind kKind, int kTokens>
 void Tile(const QuantTile& tile) {
   constexpr int kScales = 32 / kKind.group * kPanelRows;
@@ -132,6 +141,8 @@ void Tile(const QuantTile& tile) {
   const float* min = tile.min;
   const ActivationUnit* x = tile.x;
   for (int u = 0; u < tile.units; ++u) {
+    Prefetch<kKind.low_bits>(low);
+    Prefetch<kKind.high_bits>(high);
     Unit<kKind, kTokens>(low, high, scale, min, x, tile.x_stride, acc);
     low += kChunkBytes * kKind.low_bits;
     high += kChunkBytes * kKind.high_bits;

@@ -57,6 +57,15 @@ struct Product {
   int64_t y_stride;
 };
 
+// The scales lie behind a panel's planes: the next block's are fetched while this one is computed.
+void PrefetchBlockScales(const PanelLayout& layout, const uint8_t* panel, int64_t unit) {
+  const int64_t unit_bytes = (layout.panel_bytes - layout.scale_offset) / layout.units;
+  const uint8_t* scales = panel + layout.scale_offset + unit * unit_bytes;
+  for (int64_t i = 0; i < kBlockUnits * unit_bytes; i += 64) {
+    __builtin_prefetch(scales + i);
+  }
+}
+
 // Few tokens: each panel is streamed once, codes go from memory to registers.
 void FewTokens(const Product& p, int64_t panel_begin, int64_t panel_end) {
   const MatMulTable& table = *Kernels().matmul;
@@ -78,6 +87,11 @@ void FewTokens(const Product& p, int64_t panel_begin, int64_t panel_end) {
       tile.units = static_cast<int>(std::min<int64_t>(kBlockUnits, layout.units - unit));
       table.expand_scales(format, panel + layout.scale_offset, layout.units, unit, tile.units, scratch.scale,
                           scratch.min);
+      if (unit + kBlockUnits < layout.units) {
+        PrefetchBlockScales(layout, panel, unit + kBlockUnits);
+      } else if (i + 1 < panel_end) {
+        PrefetchBlockScales(layout, p.w.panel(i + 1), 0);
+      }
       tile.low = panel + unit * layout.low_unit_bytes;
       tile.high = panel + layout.high_offset + unit * layout.high_unit_bytes;
       tile.x = p.x.unit_data() + unit;

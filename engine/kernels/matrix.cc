@@ -25,15 +25,19 @@ struct ChunkPlace {
 };
 ChunkPlace PlaceOf(int bits, int c) { return {c % bits, bits * (c / bits)}; }
 
-// Writes bits [from, from + bits) of one row's 32 codes into a unit of a plane.
+// Writes bits [from, from + bits) of one row's 32 codes into a unit of a plane, four codes at a time. The unit starts
+// as zeros.
 void PackPlane(const uint8_t* code, int from, int bits, int row, uint8_t* unit) {
+  const uint32_t mask = ((1u << bits) - 1) * 0x01010101u;
   for (int c = 0; c < 8; ++c) {
     const ChunkPlace place = PlaceOf(bits, c);
     uint8_t* bytes = unit + place.vector * kChunkBytes + row * 4;
-    for (int i = 0; i < 4; ++i) {
-      const int value = code[4 * c + i] >> from & ((1 << bits) - 1);
-      bytes[i] = static_cast<uint8_t>(bytes[i] | value << place.shift);
-    }
+    uint32_t codes;
+    uint32_t word;
+    std::memcpy(&codes, code + 4 * c, 4);
+    std::memcpy(&word, bytes, 4);
+    word |= (codes >> from & mask) << place.shift;
+    std::memcpy(bytes, &word, 4);
   }
 }
 

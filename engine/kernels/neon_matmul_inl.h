@@ -144,6 +144,12 @@ void PackedTile(const QuantTile& tile) {
   constexpr int kTurn = 4;
   for (int u = 0; u < tile.units; u += kTurn) {
     const int end = u + kTurn < tile.units ? u + kTurn : tile.units;
+    for (int i = u * kKind.low_bits; i < end * kKind.low_bits; ++i) {
+      __builtin_prefetch(tile.low + kPrefetchBytes + i * kChunkBytes);
+    }
+    for (int i = u * kKind.high_bits; i < end * kKind.high_bits; ++i) {
+      __builtin_prefetch(tile.high + kPrefetchBytes + i * kChunkBytes);
+    }
     HalfTile<kKind, kTokens>(tile, 0, u, end);
     HalfTile<kKind, kTokens>(tile, 1, u, end);
   }

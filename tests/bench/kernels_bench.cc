@@ -59,7 +59,7 @@ double Now(bool cpu_time) {
 
 // Quantised types: random bytes, with f16 fields anywhere in a block kept finite by clearing one exponent bit of every
 // second byte. Float types: values of a weight's size (random bits would be full of slow subnormal numbers).
-Matrix RandomMatrix(TensorType type, const Shape& shape) {
+Matrix RandomMatrix(TensorType type, const Shape& shape, double* seconds) {
   const storage::TensorTypeTraits& traits = storage::TraitsOf(type);
   const size_t row_bytes = static_cast<size_t>(shape.cols) / traits.block_elements * traits.block_bytes;
   std::mt19937_64 random(1);
@@ -78,6 +78,7 @@ Matrix RandomMatrix(TensorType type, const Shape& shape) {
       std::memcpy(rows.data() + i, type == TensorType::kF32 ? static_cast<const void*>(&value) : &half, element);
     }
   }
+  const double start = Now(/*cpu_time=*/true);
   absl::StatusOr<Matrix> matrix = Matrix::Create(type, shape.rows, shape.cols);
   if (!matrix.ok()) {
     std::fprintf(stderr, "%s\n", std::string(matrix.status().message()).c_str());
@@ -89,6 +90,7 @@ Matrix RandomMatrix(TensorType type, const Shape& shape) {
       std::exit(1);
     }
   }
+  *seconds += Now(/*cpu_time=*/true) - start;
   return std::move(matrix).value();
 }
 
@@ -97,9 +99,13 @@ void BenchShape(const Options& options, TensorType type, const Shape& shape, con
   const uint64_t bytes = *storage::BytesOf(type, static_cast<uint64_t>(shape.rows * shape.cols));
   const uint64_t cold_bytes = options.smoke || options.warm ? 0 : uint64_t{700} << 20;
   std::vector<Matrix> copies;
+  double load_seconds = 0;
   do {
-    copies.push_back(RandomMatrix(type, shape));
+    copies.push_back(RandomMatrix(type, shape, &load_seconds));
   } while (copies.size() * bytes < cold_bytes);
+  std::printf("%-14s %-7s %7lldx%-6lld repacked at %.2f GB/s of CPU time\n", KernelIsa(), options.type.c_str(),
+              static_cast<long long>(shape.rows), static_cast<long long>(shape.cols),
+              static_cast<double>(bytes) * static_cast<double>(copies.size()) / load_seconds / 1e9);
   for (const int n : kTokens) {
     const bool wanted = options.tokens > 0 ? n == options.tokens : !options.smoke || n <= 8;
     if (!wanted || (n > 16 && shape.rows > 100000)) {
