@@ -239,7 +239,7 @@ void MatMulInput::Impl::Prepare(int bias, int group, ThreadPool& pool) {
       if (!quantized) {
         table.quantize(x + t * stride, cols, out + t * per_token);
       }
-      SetInit(table.init_form, bias, group, per_token, out + t * per_token);
+      SetInit(table.init_form, bias, group, cols / kUnitCols, out + t * per_token);
     }
   });
   quantized = true;
@@ -250,7 +250,8 @@ void MatMulInput::Impl::Prepare(int bias, int group, ThreadPool& pool) {
 MatMulInput::MatMulInput(int tokens_max, int64_t cols_max) : impl_(std::make_unique<Impl>()) {
   impl_->tokens_max = tokens_max;
   impl_->cols_max = cols_max;
-  const size_t units = static_cast<size_t>(tokens_max) * static_cast<size_t>((cols_max + kUnitCols - 1) / kUnitCols);
+  const size_t units =
+      static_cast<size_t>(tokens_max) * static_cast<size_t>(Impl::PaddedUnits((cols_max + kUnitCols - 1) / kUnitCols));
   CheckShape(impl_->units.Allocate(std::max<size_t>(units, 1) * sizeof(ActivationUnit)), "no memory for activations");
 }
 

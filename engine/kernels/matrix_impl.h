@@ -58,10 +58,13 @@ struct MatMulInput::Impl {
   bool quantized = false;
   int init_bias = 0;  // what the units' init was made for
   int init_group = 0;
-  HugeMemory units;  // ActivationUnit [n][cols / 32]
+  HugeMemory units;  // ActivationUnit [n][units_per_token()]
 
   const ActivationUnit* unit_data() const { return reinterpret_cast<const ActivationUnit*>(units.data()); }
-  int64_t units_per_token() const { return cols / kUnitCols; }
+  // Distance from one token's units to the next's. Padded so that the tokens of a tile do not fall on the same sets of
+  // a first-level cache (64 sets): 2048 or 12288 columns are whole multiples of 4 KiB.
+  static int64_t PaddedUnits(int64_t units) { return (units + 15) / 32 * 32 + 16; }
+  int64_t units_per_token() const { return PaddedUnits(cols / kUnitCols); }
   // Makes the units and their init for `bias`, once each until the next Set.
   void Prepare(int bias, int group, ThreadPool& pool);
 };
