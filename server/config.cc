@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "server/cli/human.h"
+#include "server/device_state.h"
 #include "server/process_memory.h"
 #include "storage/base/status_macros.h"
 
@@ -59,7 +60,9 @@ void AddModelOptions(CLI::App& app, ModelFlags& flags) {
   Add(app, "row-cache", flags.row_cache, "DRAM for recently used embedding rows")->type_name("SIZE");
   Add(app, "reader", flags.reader, "How rows are read from flash; auto falls back to pread where io_uring is refused")
       ->check(CLI::IsMember({"auto", "uring", "pread"}));
-  Add(app, "queue-depth", flags.queue_depth, "Device reads in flight")->check(CLI::Range(1, 4096));
+  Add(app, "queue-depth", flags.queue_depth,
+      "Device reads in flight; 0 = what storage-test found for this device, else 32")
+      ->check(CLI::Range(0, 4096));
   AddFlag(app, "buffered-reads", flags.buffered_reads, "Read through the page cache instead of O_DIRECT");
   AddFlag(app, "table-resident", flags.table_resident,
           "Keep the per-layer embedding table in DRAM (for comparison; needs gigabytes)");
@@ -141,7 +144,12 @@ absl::StatusOr<ModelHostOptions> Resolve(const ModelFlags& flags) {
   decoder.rows.reader = flags.reader == "uring"   ? storage::ReaderKind::kUring
                         : flags.reader == "pread" ? storage::ReaderKind::kPread
                                                   : storage::ReaderKind::kAuto;
-  decoder.rows.queue_depth = flags.queue_depth;
+  if (flags.queue_depth > 0) {
+    decoder.rows.queue_depth = flags.queue_depth;
+  } else if (const auto device = LoadDeviceProfile(DefaultDeviceStatePath(), flags.model); device.ok()) {
+    decoder.rows.queue_depth = device->queue_depth;
+    decoder.rows.merge_gap_bytes = device->merge_gap_bytes;
+  }
   decoder.rows.direct_io = !flags.buffered_reads;
   EMBERGATE_ASSIGN_OR_RETURN(decoder.rows.cache_bytes, Size("--row-cache", flags.row_cache, 0, kHuge));
   if (flags.dram_budget == "auto") {

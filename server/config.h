@@ -27,7 +27,7 @@ struct ModelFlags {
   std::string kv_type = "auto";
   std::string row_cache = "16MiB";
   std::string reader = "auto";
-  int queue_depth = 32;
+  int queue_depth = 0;
   bool buffered_reads = false;
   bool table_resident = false;
   int step_tokens = 256;
