@@ -14,6 +14,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "engine/kernels/kernels.h"
+#include "engine/kernels/machine_limits.h"
 #include "nlohmann/json.hpp"
 #include "server/cli/cli.h"
 #include "server/cli/human.h"
@@ -38,6 +39,7 @@ struct Flags {
   int tokens = 16;  // decode steps of one run
   int repeat = 5;
   bool profile = false;
+  bool machine = true;
   bool json = false;
 };
 
@@ -168,7 +170,7 @@ uint64_t ProcessStatus(const std::string& key) {
   return 0;
 }
 
-nlohmann::json ToJson(const Result& result) {
+nlohmann::json ToJson(const Result& result, const engine::MachineLimits& machine) {
   const double seconds = std::accumulate(result.seconds.begin(), result.seconds.end(), 0.0);
   const double tokens = result.runs() * result.tokens_per_run;
   nlohmann::json ops;
@@ -176,20 +178,26 @@ nlohmann::json ToJson(const Result& result) {
     ops[engine::NameOf(static_cast<StepOp>(op))] =
         static_cast<double>(result.profile.ns[op]) * 1e-9 / (result.runs() * result.steps_per_run);
   }
-  return {
-      {"case", result.name},
-      {"tokens", result.tokens_per_run},
-      {"seconds", result.seconds},
-      {"seconds_median", result.median()},
-      {"tokens_per_second", result.tokens_per_second()},
-      {"weight_bytes_per_token", static_cast<double>(result.profile.weight_bytes) / tokens},
-      {"kv_bytes_per_token", static_cast<double>(result.profile.kv_bytes) / tokens},
-      {"bytes_per_second",
-       static_cast<double>(result.profile.weight_bytes + result.profile.kv_bytes) / result.runs() / result.median()},
-      {"multiply_adds_per_token", static_cast<double>(result.profile.multiply_adds) / tokens},
-      {"multiply_adds_per_second", static_cast<double>(result.profile.multiply_adds) / result.runs() / result.median()},
-      {"flash_wait_share", static_cast<double>(result.profile.ns[static_cast<int>(StepOp::kRowWait)]) * 1e-9 / seconds},
-      {"seconds_per_step_by_op", ops}};
+  const double run_seconds = result.runs() * result.median();
+  const double bytes_per_second =
+      static_cast<double>(result.profile.weight_bytes + result.profile.kv_bytes) / run_seconds;
+  const double multiply_adds_per_second = static_cast<double>(result.profile.multiply_adds) / run_seconds;
+  const double wait_seconds = static_cast<double>(result.profile.ns[static_cast<int>(StepOp::kRowWait)]) * 1e-9;
+  const auto share = [](double value, double limit) { return limit > 0 ? value / limit : 0.0; };
+  return {{"case", result.name},
+          {"tokens", result.tokens_per_run},
+          {"seconds", result.seconds},
+          {"seconds_median", result.median()},
+          {"tokens_per_second", result.tokens_per_second()},
+          {"weight_bytes_per_token", static_cast<double>(result.profile.weight_bytes) / tokens},
+          {"kv_bytes_per_token", static_cast<double>(result.profile.kv_bytes) / tokens},
+          {"bytes_per_second", bytes_per_second},
+          {"bandwidth_share", share(bytes_per_second, machine.read_bytes_per_second)},
+          {"multiply_adds_per_token", static_cast<double>(result.profile.multiply_adds) / tokens},
+          {"multiply_adds_per_second", multiply_adds_per_second},
+          {"integer_peak_share", share(2 * multiply_adds_per_second, machine.integer_ops_per_second)},
+          {"flash_wait_share", wait_seconds / seconds},
+          {"seconds_per_step_by_op", ops}};
 }
 
 void PrintProfile(const Result& result) {
@@ -209,13 +217,14 @@ void PrintProfile(const Result& result) {
   }
 }
 
-void Print(const Result& result) {
-  const nlohmann::json values = ToJson(result);
-  std::printf("%-24s %8.2f tok/s  %9s weights/token  %6.2f GB/s  %7.1f GMAC/s  flash wait %4.1f %%\n",
+void Print(const Result& result, const nlohmann::json& values) {
+  const auto number = [&](const char* key) { return values[key].get<double>(); };
+  std::printf("%-20s %8.2f tok/s  %9s weights/token  %6.2f GB/s %3.0f %%  %7.1f GMAC/s %3.0f %%  flash wait %4.1f %%\n",
               result.name.c_str(), result.tokens_per_second(),
-              HumanBytes(static_cast<uint64_t>(values["weight_bytes_per_token"].get<double>())).c_str(),
-              values["bytes_per_second"].get<double>() * 1e-9, values["multiply_adds_per_second"].get<double>() * 1e-9,
-              values["flash_wait_share"].get<double>() * 100);
+              HumanBytes(static_cast<uint64_t>(number("weight_bytes_per_token"))).c_str(),
+              number("bytes_per_second") * 1e-9, number("bandwidth_share") * 100,
+              number("multiply_adds_per_second") * 1e-9, number("integer_peak_share") * 100,
+              number("flash_wait_share") * 100);
 }
 
 void Run(const Flags& flags) {
@@ -236,13 +245,25 @@ void Run(const Flags& flags) {
   DistinctTokens ids(model.limits().vocab_size);
   std::vector<float> logits(static_cast<size_t>(batch_max) * model.limits().vocab_size);
 
-  nlohmann::json report = {{"model", model.info().name},       {"weight_types", model.info().weight_types},
-                           {"threads", local.pool->threads()}, {"isa", engine::KernelIsa()},
-                           {"repeat", flags.repeat},           {"load_seconds", local.load_seconds},
+  const engine::MachineLimits machine = flags.machine ? engine::MeasureMachine(*local.pool) : engine::MachineLimits();
+  nlohmann::json report = {{"model", model.info().name},
+                           {"weight_types", model.info().weight_types},
+                           {"threads", local.pool->threads()},
+                           {"isa", engine::KernelIsa()},
+                           {"repeat", flags.repeat},
+                           {"load_seconds", local.load_seconds},
+                           {"machine_read_bytes_per_second", machine.read_bytes_per_second},
+                           {"machine_integer_ops_per_second", machine.integer_ops_per_second},
+                           {"machine_integer_loop", machine.integer_loop},
                            {"cases", nlohmann::json::array()}};
   if (!flags.json) {
     std::printf("%s (%s), %d threads, %s kernels, median of %d\n", model.info().name.c_str(),
                 model.info().weight_types.c_str(), local.pool->threads(), engine::KernelIsa(), flags.repeat);
+    if (flags.machine) {
+      std::printf("this machine: reads %.1f GB/s, %.0f integer GOP/s (%s); the shares below are of these\n",
+                  machine.read_bytes_per_second * 1e-9, machine.integer_ops_per_second * 1e-9,
+                  machine.integer_loop.c_str());
+    }
   }
   const auto measure = [&](std::string name, int tokens, int steps, auto&& run) {
     Result result;
@@ -255,9 +276,9 @@ void Run(const Flags& flags) {
       result.seconds.push_back(run());
     }
     result.profile = model.profile();
-    report["cases"].push_back(ToJson(result));
+    report["cases"].push_back(ToJson(result, machine));
     if (!flags.json) {
-      Print(result);
+      Print(result, report["cases"].back());
       if (flags.profile) {
         PrintProfile(result);
       }
@@ -329,6 +350,7 @@ void AddBench(CLI::App& app) {
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
   bench->add_flag("--profile", flags->profile, "Show where a step's time goes");
+  bench->add_flag("!--no-machine", flags->machine, "Do not measure the machine's limits first");
   bench->add_flag("--json", flags->json, "One JSON object instead of the table");
   bench->footer(
       "Token ids are random and distinct, so that every row of the per-layer table comes from flash.\n"
