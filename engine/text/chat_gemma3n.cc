@@ -15,8 +15,11 @@ absl::Status RenderGemma3n(const ChatRequest& request, PromptBuilder& out) {
   std::string prefix;
   const ChatMessage& first = request.messages[0];
   if (first.role == "system") {
-    if (first.null_content || (first.parts.has_value() && first.parts->empty())) {
-      return absl::InvalidArgumentError("messages[0]: a system message needs content");
+    const bool no_text =
+        first.parts.has_value() &&
+        (first.parts->empty() || (first.parts->front().type != "text" && first.parts->front().text.empty()));
+    if (first.null_content || no_text) {
+      return absl::InvalidArgumentError("messages[0]: a system message needs text");
     }
     prefix = (first.parts.has_value() ? first.parts->front().text : first.content) + "\n\n";
     begin = 1;

@@ -242,6 +242,14 @@ TEST(ChatTest, RenderingChecksTheDepthOfWhatItRecursesOver) {
   EXPECT_TRUE(absl::IsInvalidArgument(RenderChat(ChatFormat::kGemma4, request).status()));
 }
 
+TEST(ChatTest, Gemma3nsSystemMessageNeedsText) {
+  for (const json& content : {json(), json::array(), json::array({{{"type", "image"}}})}) {
+    const json request = {
+        {"messages", json::array({{{"role", "system"}, {"content", content}}, {{"role", "user"}, {"content", "Hi"}}})}};
+    EXPECT_TRUE(absl::IsInvalidArgument(Render(ChatFormat::kGemma3n, request).status())) << content;
+  }
+}
+
 TEST(ChatTest, ToolsThatAreNoFunctionsAreRefused) {
   for (const json& tool : {json(1), json::object(), json{{"function", 1}}, json{{"function", json::object()}}}) {
     ChatRequest request;
