@@ -181,16 +181,26 @@ absl::StatusOr<std::vector<int32_t>> ChatToIds(const v1::ChatInput& proto, const
   if (!violations.empty()) {
     return std::vector<int32_t>();
   }
-#ifdef EMBERGATE_HAVE_CHAT
   absl::StatusOr<std::vector<engine::PromptPiece>> pieces = engine::RenderChatPieces(*model.chat_format, request);
   if (!pieces.ok()) {
     violations.Add("chat", std::string(pieces.status().message()));
     return std::vector<int32_t>();
   }
   return engine::EncodePrompt(*model.tokenizer, *pieces);
-#else
-  return absl::UnimplementedError("this build has no chat formats");
-#endif
+}
+
+std::unique_ptr<engine::AnswerParser> MakeAnswerParser(const engine::Tokenizer& tokenizer,
+                                                       const std::vector<int32_t>& prompt) {
+  const int32_t open = tokenizer.FindPiece("<|channel>");
+  const int32_t close = tokenizer.FindPiece("<channel|>");
+  engine::AnswerParserOptions options;
+  for (auto id = prompt.rbegin(); open >= 0 && close >= 0 && id != prompt.rend() && *id != close; ++id) {
+    if (*id == open) {
+      options.starts_in_thinking = true;
+      break;
+    }
+  }
+  return std::make_unique<engine::AnswerParser>(tokenizer, options);
 }
 
 }  // namespace embergate::server

@@ -3,12 +3,14 @@
 #define EMBERGATE_SERVER_CHAT_INPUT_H_
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "embergate/v1/input.pb.h"
+#include "engine/text/answer_parser.h"
 #include "nlohmann/json.hpp"
 #include "server/request_parser.h"
 #include "server/served_model.h"
@@ -20,6 +22,11 @@ namespace embergate::server {
 // chat format or no tokenizer.
 absl::StatusOr<std::vector<int32_t>> ChatToIds(const v1::ChatInput& proto, const ServedModel& model,
                                                const RequestLimits& limits, Violations& violations);
+
+// For the answer to a chat prompt: takes it apart into thinking, answer and tool calls. `prompt` may end inside an open
+// thinking channel.
+std::unique_ptr<engine::AnswerParser> MakeAnswerParser(const engine::Tokenizer& tokenizer,
+                                                       const std::vector<int32_t>& prompt);
 
 // Parses JSON that may come from anyone. Errors say what is wrong without quoting it: not JSON, nested deeper than
 // `depth_max`. Does not recurse.

@@ -34,10 +34,12 @@ GenerateReactor::~GenerateReactor() {
 }
 
 void GenerateReactor::Start(engine::Engine& engine, engine::GenerateRequest request,
+                            std::unique_ptr<engine::AnswerParser> parser,
                             absl::FunctionRef<absl::Status(absl::Status)> refusal) {
   engine_ = &engine;
   {
     absl::MutexLock lock(&mutex_);
+    parser_ = std::move(parser);
     started_.emplace();
     started_->set_input_tokens(static_cast<int32_t>(request.prompt.size()));
     started_->set_seed(request.sampling.seed);
@@ -104,7 +106,13 @@ void GenerateReactor::OnTokens(engine::TokenEvent event) {
         cancel = id_;
       }
     } else {
-      delta_.mutable_text()->append(event.text);
+      if (parser_ != nullptr) {
+        std::vector<engine::AnswerEvent> events;
+        parser_->Push(event.ids, event.text.size(), events);
+        AddEvents(events);
+      } else {
+        delta_.mutable_text()->append(event.text);
+      }
       delta_.mutable_ids()->Add(event.ids.begin(), event.ids.end());
       for (const engine::PositionLogprobs& logprobs : event.logprobs) {
         FillLogprobs(logprobs, *delta_.add_logprobs());
@@ -123,6 +131,11 @@ void GenerateReactor::OnFinish(engine::FinishEvent event) {
   {
     absl::MutexLock lock(&mutex_);
     finish_event_ = std::move(event);
+    if (parser_ != nullptr && !broken_ && !overflow_) {
+      std::vector<engine::AnswerEvent> events;
+      parser_->Finish(events);
+      AddEvents(events);
+    }
     operation = NextOperation();
   }
   Run(operation);
@@ -181,6 +194,32 @@ void GenerateReactor::DropPending() {
   prompt_logprobs_.clear();
   prompt_logprobs_sent_ = 0;
   delta_.Clear();
+}
+
+void GenerateReactor::AddEvents(const std::vector<engine::AnswerEvent>& events) {
+  for (const engine::AnswerEvent& event : events) {
+    switch (event.kind) {
+      case engine::AnswerEvent::Kind::kAnswer:
+        delta_.mutable_text()->append(event.text);
+        break;
+      case engine::AnswerEvent::Kind::kThinking:
+        delta_.mutable_thinking()->append(event.text);
+        break;
+      case engine::AnswerEvent::Kind::kToolCall: {
+        v1::ToolCall& call = *delta_.add_tool_calls();
+        call.set_id(absl::StrCat("call_", tool_calls_++));
+        call.set_name(event.name);
+        call.set_arguments_json(event.arguments);
+        break;
+      }
+      case engine::AnswerEvent::Kind::kMalformedToolCall:
+        delta_.mutable_text()->append(event.text);
+        delta_.set_malformed_tool_call(true);
+        break;
+    }
+    // What Finish releases was held back before: it has to be seen as pending.
+    pending_bytes_ = std::max<size_t>(pending_bytes_, 1);
+  }
 }
 
 // Moves the next pending event into message_; false if there is none.

@@ -5,6 +5,7 @@
 #include <grpcpp/grpcpp.h>
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -13,6 +14,7 @@
 #include "absl/synchronization/mutex.h"
 #include "embergate/v1/generate.pb.h"
 #include "engine/engine.h"
+#include "engine/text/answer_parser.h"
 #include "engine/token_sink.h"
 #include "server/call_record.h"
 #include "server/lifecycle.h"
@@ -39,8 +41,8 @@ class GenerateReactor final : public grpc::ServerWriteReactor<v1::GenerateRespon
   ~GenerateReactor() override;
 
   // Either of these once, from the RPC's handler. Start submits the request; if the engine refuses it, the stream
-  // ends with `refusal(status)`.
-  void Start(engine::Engine& engine, engine::GenerateRequest request,
+  // ends with `refusal(status)`. `parser` (may be null) takes the text apart into thinking, answer and tool calls.
+  void Start(engine::Engine& engine, engine::GenerateRequest request, std::unique_ptr<engine::AnswerParser> parser,
              absl::FunctionRef<absl::Status(absl::Status)> refusal);
   void Refuse(const absl::Status& status);
 
@@ -64,6 +66,8 @@ class GenerateReactor final : public grpc::ServerWriteReactor<v1::GenerateRespon
   // True if this call is the one that has to cancel.
   bool WantCancel() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void DropPending() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Adds what the parser made of the text to the pending delta.
+  void AddEvents(const std::vector<engine::AnswerEvent>& events) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   grpc::CallbackServerContext* const context_;
   const Lifecycle& lifecycle_;
@@ -84,6 +88,8 @@ class GenerateReactor final : public grpc::ServerWriteReactor<v1::GenerateRespon
   std::vector<engine::PositionLogprobs> prompt_logprobs_ ABSL_GUARDED_BY(mutex_);
   size_t prompt_logprobs_sent_ ABSL_GUARDED_BY(mutex_) = 0;
   v1::Delta delta_ ABSL_GUARDED_BY(mutex_);
+  std::unique_ptr<engine::AnswerParser> parser_ ABSL_GUARDED_BY(mutex_);
+  int tool_calls_ ABSL_GUARDED_BY(mutex_) = 0;  // so far
   size_t pending_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
 
   // Owned by the operation in flight.

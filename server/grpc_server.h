@@ -36,6 +36,7 @@ class GrpcServer {
 
   Lifecycle& lifecycle() { return lifecycle_; }
   ServerStats& stats() { return stats_; }
+  HealthService& health() { return health_; }
   grpc::Server& grpc_server() { return *server_; }
   // As bound: with the port that was chosen for port 0.
   const std::vector<std::string>& addresses() const { return addresses_; }

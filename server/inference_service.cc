@@ -1,6 +1,7 @@
 #include "server/inference_service.h"
 
 #include <exception>
+#include <memory>
 #include <random>
 #include <string>
 #include <utility>
@@ -8,6 +9,7 @@
 #include "absl/time/time.h"
 #include "engine/retry_after.h"
 #include "server/call_record.h"
+#include "server/chat_input.h"
 #include "server/generate_reactor.h"
 #include "server/response_builder.h"
 #include "server/score_reactor.h"
@@ -51,7 +53,12 @@ grpc::ServerWriteReactor<v1::GenerateResponse>* InferenceService::Generate(grpc:
     return reactor;
   }
   parsed->deadline = DeadlineOf(*context);
-  reactor->Start(*model->engine, *std::move(parsed), Refusal);
+  // With special_in_text the client wants to see the markers themselves.
+  std::unique_ptr<engine::AnswerParser> parser;
+  if (request->has_chat() && !request->special_in_text()) {
+    parser = MakeAnswerParser(*model->tokenizer, parsed->prompt);
+  }
+  reactor->Start(*model->engine, *std::move(parsed), std::move(parser), Refusal);
   return reactor;
 }
 

@@ -3,8 +3,8 @@
 #define EMBERGATE_SERVER_RESPONSE_BUILDER_H_
 
 #include "embergate/v1/generate.pb.h"
+#include "embergate/v1/inference.pb.h"
 #include "embergate/v1/logprobs.pb.h"
-#include "embergate/v1/model_info.pb.h"
 #include "engine/request.h"
 #include "engine/token_sink.h"
 #include "server/request_parser.h"

@@ -51,18 +51,19 @@ void LogModel(const ServedModel& model) {
   }
 }
 
+constexpr absl::Duration kLoadLogInterval = absl::Seconds(2);
+
 // Loads in a thread of its own, so that signals and calls are answered meanwhile.
 class Loader {
  public:
   Loader(const ModelHostOptions& options, Lifecycle& lifecycle, SignalPoller& poller)
       : thread_([this, &options, &lifecycle, &poller] {
-          int logged_tenth = 0;
+          absl::Time next_log = absl::Now() + kLoadLogInterval;
           host_ = ModelHost::Load(options, [&](uint64_t done, uint64_t total) {
             lifecycle.SetLoadProgress(done, total);
-            const int tenth = total == 0 ? 0 : static_cast<int>(done * 10 / total);
-            if (tenth > logged_tenth) {
-              logged_tenth = tenth;
-              spdlog::info("loading: {} % of {}", tenth * 10, HumanBytes(total));
+            if (absl::Now() >= next_log) {
+              next_log = absl::Now() + kLoadLogInterval;
+              spdlog::info("loading: {:.0f} % of {}", lifecycle.load_progress() * 100, HumanBytes(total));
             }
           });
           poller.Wake();

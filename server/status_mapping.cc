@@ -17,8 +17,11 @@ constexpr char kErrorInfoUrl[] = "type.googleapis.com/google.rpc.ErrorInfo";
 constexpr char kRetryInfoUrl[] = "type.googleapis.com/google.rpc.RetryInfo";
 constexpr char kBadRequestUrl[] = "type.googleapis.com/google.rpc.BadRequest";
 
-// Trailers share HTTP/2's header limit (8 KiB by default in many clients), and the details repeat the message.
+// Trailers share HTTP/2's header limit, 8 KiB by default in many clients, and binary ones grow by a third: message
+// (once as text, once in the details) and violations stay under 6 KiB together.
 constexpr size_t kMessageBytesMax = 1024;
+constexpr size_t kViolationBytesMax = 120;  // of a description
+constexpr size_t kViolationsMax = 16;
 
 // What happens to a status of each code on its way to a client.
 struct CodeRule {
@@ -72,11 +75,11 @@ google::protobuf::Duration ToProto(absl::Duration duration) {
 }
 
 // Cuts at a character's border.
-std::string Shortened(absl::string_view message) {
-  if (message.size() <= kMessageBytesMax) {
+std::string Shortened(absl::string_view message, size_t bytes_max = kMessageBytesMax) {
+  if (message.size() <= bytes_max) {
     return std::string(message);
   }
-  size_t end = kMessageBytesMax;
+  size_t end = bytes_max;
   while (end > 0 && (static_cast<unsigned char>(message[end]) & 0xC0) == 0x80) {
     --end;
   }
@@ -92,7 +95,6 @@ void AddDetail(const char* url, const std::string& bytes, google::rpc::Status& p
 }  // namespace
 
 absl::Status BadRequestError(const std::vector<FieldViolation>& violations) {
-  constexpr size_t kViolationsMax = 16;  // the details have to fit in a header
   google::rpc::BadRequest bad_request;
   std::string message;
   for (const FieldViolation& violation : violations) {
@@ -103,7 +105,7 @@ absl::Status BadRequestError(const std::vector<FieldViolation>& violations) {
     absl::StrAppend(&message, message.empty() ? "" : "; ", violation.field, ": ", violation.description);
     auto& proto = *bad_request.add_field_violations();
     proto.set_field(violation.field);
-    proto.set_description(Shortened(violation.description));
+    proto.set_description(Shortened(violation.description, kViolationBytesMax));
   }
   absl::Status status = absl::InvalidArgumentError(message);
   status.SetPayload(kBadRequestUrl, absl::Cord(bad_request.SerializeAsString()));

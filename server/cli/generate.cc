@@ -149,13 +149,14 @@ int Run(const GenerateFlags& flags, const v1::GenerateRequest& request, const st
   return 0;
 }
 
+absl::StatusOr<std::unique_ptr<ModelHost>> LoadModel(const ModelFlags& flags) {
+  EMBERGATE_ASSIGN_OR_RETURN(const ModelHostOptions options, Resolve(flags));
+  return ModelHost::Load(options, nullptr);
+}
+
 int RunInProcess(const GenerateFlags& flags, const v1::GenerateRequest& request) {
   InitLogging("warn", false);
-  absl::StatusOr<ModelHostOptions> options = Resolve(flags.model);
-  absl::StatusOr<std::unique_ptr<ModelHost>> host = options.status();
-  if (options.ok()) {
-    host = ModelHost::Load(*options, nullptr);
-  }
+  absl::StatusOr<std::unique_ptr<ModelHost>> host = LoadModel(flags.model);
   if (!host.ok()) {
     std::fprintf(stderr, "embergate generate: %s\n", std::string(host.status().message()).c_str());
     return 2;
