@@ -88,14 +88,14 @@ step "5/5 An answer, streamed over gRPC"
 step "Flash and DRAM"
 scrape >"$work/after"
 echo "What the request read from flash (before -> after):"
-for name in embergate_flash_rows_requested_total embergate_flash_rows_read_total embergate_flash_reads_total \
-  embergate_flash_read_bytes_total; do
+for name in embergate_rows_requested_total embergate_row_cache_hits_total embergate_rows_read_total \
+  embergate_flash_reads_total embergate_flash_read_bytes_total; do
   printf '  %-40s %12s -> %s\n' "$name" \
     "$(awk -v n="$name" '$1 == n { print $2 }' "$work/before")" \
     "$(awk -v n="$name" '$1 == n { print $2 }' "$work/after")"
 done
 echo "How it was read, and what is held in DRAM:"
-grep -E '^embergate_(flash_backend_info|dram_bytes|dram_budget_bytes)' "$work/after" | sed 's/^/  /'
+grep -E '^embergate_(flash_reader_info|dram_bytes|dram_budget_bytes)' "$work/after" | sed 's/^/  /'
 
 if $keep; then
   trap - EXIT
