@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "engine/model/language_model.h"
 #include "engine/request.h"
 #include "engine/scheduler.h"
 #include "engine/text/stream_decoder.h"
@@ -32,6 +33,12 @@ struct AheadRows {
   storage::RowTicket ticket;
   int start = 0;
   int count = 0;  // 0 = none; a model without a table on flash gives an invalid ticket with a count
+  LogitsWanted logits = LogitsWanted::kNone;  // kNone: perhaps only the part of each row that such a chunk needs
+
+  bool Serves(int chunk_start, int chunk_count, LogitsWanted chunk_logits) const {
+    return start == chunk_start && count == chunk_count &&
+           (logits != LogitsWanted::kNone || chunk_logits == LogitsWanted::kNone);
+  }
 };
 
 // Threads: made by the submitting thread, then owned by the engine thread; `cancelled` alone is set by others.

@@ -206,17 +206,17 @@ void StepLoop::Start(Sequence& sequence, int64_t now) {
 
 // ---- Rows ----------------------------------------------------------------------------------------
 
-void StepLoop::AskForRows(Sequence& sequence, int start, int count) {
+void StepLoop::AskForRows(Sequence& sequence, int start, int count, LogitsWanted logits) {
   AheadRows& ahead = sequence.ahead;
-  if (ahead.count == count && ahead.start == start) {
+  if (ahead.Serves(start, count, logits)) {
     return;
   }
   // The new rows are asked for before the old ones are given back, so those in both are not read twice.
-  const auto ticket = model_.PrefetchRows(
-      absl::MakeConstSpan(sequence.tokens).subspan(static_cast<size_t>(start), static_cast<size_t>(count)));
+  const auto ticket = model_.PrefetchChunkRows(
+      absl::MakeConstSpan(sequence.tokens).subspan(static_cast<size_t>(start), static_cast<size_t>(count)), logits);
   DropRows(sequence);
   if (ticket.ok()) {  // otherwise the step reads them itself and meets the error, if there is one
-    ahead = {*ticket, start, count};
+    ahead = {*ticket, start, count, logits};
   }
 }
 
@@ -252,11 +252,17 @@ void StepLoop::ReadAhead() {
     for (const PlannedChunk& chunk : plan_.chunks) {
       start += chunk.sequence == next.sequence ? chunk.tokens : 0;
     }
-    AskForRows(sequence, start, next.tokens);
+    AskForRows(sequence, start, next.tokens, next.logits);
   }
   const size_t ahead = std::min(waiting_.size(), static_cast<size_t>(options_.waiting_read_ahead));
   for (size_t i = 0; i < ahead; ++i) {
-    AskForRows(*waiting_[i], 0, std::min(waiting_[i]->shape.prefill_tokens, options_.prefill_chunk_max));
+    const WaitingRequest shape = waiting_[i]->AsWaiting();
+    const int count = std::min(shape.prefill_tokens, options_.prefill_chunk_max);
+    const bool last = shape.last_logits && count == shape.prefill_tokens;
+    AskForRows(*waiting_[i], 0, count,
+               shape.all_logits ? LogitsWanted::kAll
+               : last           ? LogitsWanted::kLast
+                                : LogitsWanted::kNone);
   }
 }
 
@@ -275,7 +281,7 @@ void StepLoop::Compute() {
   for (const PlannedChunk& planned : plan_.chunks) {
     Sequence& sequence = *running_[static_cast<size_t>(planned.sequence)];
     (sequence.prefilling() ? prompt_tokens : decodes) += planned.tokens;
-    AskForRows(sequence, sequence.computed, planned.tokens);
+    AskForRows(sequence, sequence.computed, planned.tokens, planned.logits);
     Chunk chunk;
     chunk.slot = sequence.slot;
     chunk.tokens = absl::MakeConstSpan(sequence.tokens)
@@ -394,7 +400,7 @@ void StepLoop::SampleToken(Sequence& sequence, int row, Pending* pending) {
     pending->Finish(sequence.shape.fills_context ? FinishReason::kContextFull : FinishReason::kLength,
                     absl::OkStatus());
   } else {
-    AskForRows(sequence, sequence.computed, 1);
+    AskForRows(sequence, sequence.computed, 1, LogitsWanted::kLast);
   }
 }
 

@@ -62,7 +62,7 @@ class StepLoop {
 
   void ReadAhead();
   // Makes sequence.ahead cover tokens [start, start + count), if the model takes the reads.
-  void AskForRows(Sequence& sequence, int start, int count);
+  void AskForRows(Sequence& sequence, int start, int count, LogitsWanted logits);
   void DropRows(Sequence& sequence);
 
   absl::Span<float> LogitsRow(int row);
