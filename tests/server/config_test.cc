@@ -91,7 +91,7 @@ TEST(ConfigFileTest, BadFilesAreRefused) {
 }
 
 TEST_F(ConfigTest, ValuesOutOfRangeAreRefused) {
-  for (const char* line : {"--slots 0", "--threads -1", "--reader mmap", "--kv-type f64", "--queue-depth 0",
+  for (const char* line : {"--slots 0", "--threads -1", "--reader mmap", "--kv-type f64", "--queue-depth -1",
                            "--log-level loud", "--no-such-flag"}) {
     EXPECT_THROW(Parse(std::string("--model m ") + line), CLI::ParseError) << line;
   }
