@@ -185,15 +185,25 @@ TEST(GenerateTest, TooSlowReaderAloneIsEnded) {
   options.grpc.service.pending_bytes_max = 64;  // 16 ids
   ScriptedServer server(options);
   const auto context = BoundedContext();
+  // Held until the call is established: the scripted model is faster than the RPC's handler.
+  server.gate().Close();
   const auto slow = server.stub().Generate(context.get(), IdsRequest({2, 3}, 200));
+  v1::GenerateResponse started;
+  ASSERT_TRUE(slow->Read(&started));
+  ASSERT_TRUE(started.has_started());
+  server.gate().Open();
   ASSERT_TRUE(Eventually([&] {
     const engine::EngineStats stats = server.engine().Snapshot();
     return stats.requests_accepted == 1 && stats.running == 0 && stats.waiting == 0;
   }));
   EXPECT_LT(server.engine().Snapshot().generated_tokens, 200u) << "computing went on for nobody";
-  const StreamResult result = ReadAll(*slow);
-  EXPECT_EQ(result.status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
-  EXPECT_EQ(DetailsOf(result.status).reason, "SLOW_READER");
+  v1::GenerateResponse response;
+  while (slow->Read(&response)) {
+    EXPECT_FALSE(response.has_finished());
+  }
+  const grpc::Status status = slow->Finish();
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_EQ(DetailsOf(status).reason, "SLOW_READER");
   EXPECT_EQ(server.server().stats().slow_readers.load(), 1u);
 }
 
