@@ -3,7 +3,7 @@
 //
 // The default recipe (weights Q4_0) is that of the published "Q4_0" files: matrices Q4_0; the token embedding, which
 // is the output head too, Q6_K; the per-layer table Q8_0; projections that steer the rest (per_layer_model_proj,
-// altup, laurel) F16; norms, scales and AltUp's coefficients F32.
+// altup, laurel) BF16 or F16; norms, scales and AltUp's coefficients F32.
 #ifndef EMBERGATE_ENGINE_CONVERT_CONVERTER_H_
 #define EMBERGATE_ENGINE_CONVERT_CONVERTER_H_
 

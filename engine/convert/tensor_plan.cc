@@ -116,10 +116,31 @@ class Planner {
     return fitting;
   }
 
-  // Small projections that quantisers leave alone: F32 and BF16 as asked for, F16 beside quantised weights.
-  TensorType SmallType() const {
-    return types_.weights == TensorType::kF32 || types_.weights == TensorType::kBF16 ? types_.weights
-                                                                                     : TensorType::kF16;
+  // Small projections that quantisers leave alone. Beside quantised weights they keep 16 bits: BF16 where the
+  // checkpoint has it (nothing is lost then), else F16.
+  TensorType SmallType(const SafetensorsFolder::Entry& source) const {
+    const TensorType w = types_.weights;
+    if (w == TensorType::kF32 || w == TensorType::kBF16) {
+      return w;
+    }
+    const bool bf16 = source.file != nullptr && source.tensor->type == SafetensorsType::kBF16;
+    return bf16 && w != TensorType::kF16 ? TensorType::kBF16 : TensorType::kF16;
+  }
+
+  // The stacked AltUp projections are never F16: llama.cpp v0.5.0 computes NaN from three-dimensional F16 weights
+  // (llama_cpp_test shows it if this is changed); BF16 and F32 are right.
+  TensorType StackType(const SafetensorsFolder::Entry& source) const {
+    const TensorType type = SmallType(source);
+    if (type != TensorType::kF16) {
+      return type;
+    }
+    const bool bf16 = source.file != nullptr && source.tensor->type == SafetensorsType::kBF16;
+    return bf16 || types_.weights != TensorType::kF16 ? TensorType::kBF16 : TensorType::kF32;
+  }
+
+  void SmallMatrix(const std::string& name, const std::string& source, uint64_t out, uint64_t in, TensorGroup group) {
+    const SafetensorsFolder::Entry entry = Take(prefix_ + source, {out, in});
+    Push(name, {in, out}, SmallType(entry), group).parts = {entry};
   }
 
   void PlanGlobal() {
@@ -146,8 +167,7 @@ class Planner {
     }
     if (config_.ple_width > 0) {
       const uint64_t width = config_.ple_width * config_.layers;
-      Matrix(gguf::kPerLayerModelProj, "per_layer_model_projection.weight", width, h, SmallType(),
-             TensorGroup::kPleProjection);
+      SmallMatrix(gguf::kPerLayerModelProj, "per_layer_model_projection.weight", width, h, TensorGroup::kPleProjection);
       Vector(gguf::kPerLayerProjNorm, "per_layer_projection_norm.weight", config_.ple_width);
     }
   }
@@ -163,7 +183,8 @@ class Planner {
     for (uint64_t i = 0; i < count; ++i) {
       parts.push_back(Take(absl::StrCat(prefix_, source, ".", i, ".weight"), {h, h}));
     }
-    Push(name, {h, h, count}, SmallType(), TensorGroup::kAltupLaurel).parts = std::move(parts);
+    const TensorType type = StackType(parts[0]);
+    Push(name, {h, h, count}, type, TensorGroup::kAltupLaurel).parts = std::move(parts);
   }
 
   static std::string Source(int64_t layer, absl::string_view name) {
@@ -240,8 +261,8 @@ class Planner {
     } else {
       Push(name(gguf::kAltupCorrectScale), {h}, TensorType::kF32, kGroup).constant.assign(h, 1.0f);
     }
-    Matrix(name(gguf::kLaurelL), Source(i, "laurel.linear_left"), r, h, SmallType(), kGroup);
-    Matrix(name(gguf::kLaurelR), Source(i, "laurel.linear_right"), h, r, SmallType(), kGroup);
+    SmallMatrix(name(gguf::kLaurelL), Source(i, "laurel.linear_left"), r, h, kGroup);
+    SmallMatrix(name(gguf::kLaurelR), Source(i, "laurel.linear_right"), h, r, kGroup);
     Vector(name(gguf::kLaurelPostNorm), Source(i, "laurel.post_laurel_norm"), h, kGroup);
   }
 

@@ -261,6 +261,29 @@ TEST_F(ConverterTest, AFolderWithoutTokenizerConvertsWithAWarning) {
   EXPECT_EQ(file->GetInts("embergate.eos_token_ids").value(), (std::vector<int64_t>{1, 106}));
 }
 
+// What stays 16 bit beside quantised weights, and what never is F16 (see StackType).
+TEST_F(ConverterTest, SteeringProjectionsKeepTheirPrecision) {
+  const auto type_of = [](const GgufFile& file, const char* name) { return file.FindTensor(name)->type; };
+  const auto from_bf16 = Convert(Golden("gemma3n-tiny-e4b"), Types(TensorType::kQ4_0));
+  ASSERT_NE(from_bf16, nullptr);
+  for (const char* name : {"altup_proj.weight", "altup_unembd_proj.weight", "per_layer_model_proj.weight",
+                           "blk.0.laurel_l.weight", "blk.9.laurel_r.weight"}) {
+    EXPECT_EQ(type_of(*from_bf16, name), TensorType::kBF16) << name;
+  }
+  EXPECT_EQ(type_of(*from_bf16, "blk.0.altup_router.weight"), TensorType::kF32);
+  EXPECT_EQ(type_of(*from_bf16, "blk.0.attn_norm.weight"), TensorType::kF32);
+  EXPECT_EQ(type_of(*from_bf16, "blk.0.ffn_up.weight"), TensorType::kQ4_0);
+  EXPECT_EQ(type_of(*from_bf16, "per_layer_token_embd.weight"), TensorType::kQ8_0);
+  const auto from_f32 = Convert(Golden("gemma3n-tiny-e2b"), Types(TensorType::kQ4_0));
+  ASSERT_NE(from_f32, nullptr);
+  EXPECT_EQ(type_of(*from_f32, "per_layer_model_proj.weight"), TensorType::kF16);
+  EXPECT_EQ(type_of(*from_f32, "altup_proj.weight"), TensorType::kBF16);
+  const auto f16 = Convert(Golden("gemma3n-tiny-e2b"), Types(TensorType::kF16));
+  ASSERT_NE(f16, nullptr);
+  EXPECT_EQ(type_of(*f16, "altup_unembd_proj.weight"), TensorType::kF32);
+  EXPECT_EQ(type_of(*f16, "blk.0.laurel_l.weight"), TensorType::kF16);
+}
+
 TEST_F(ConverterTest, ProgressIsMonotonicAndEndsAtTheWhole) {
   ConvertOptions options = Types(TensorType::kF32);
   uint64_t last = 0;
