@@ -1,5 +1,5 @@
 // Prefill and decode speed of llama.cpp (as node-llama-cpp ships it) on a GGUF file.
-//   node bench.mjs MODEL.gguf [--threads 2] [--prefill 512] [--decode 48] [--batch 1,2,4,8] [--repeat 3] [--vocab 262144]
+//   node tests/bench/llama_bench.mjs MODEL.gguf [--threads 2] [--prefill 512] [--decode 48] [--batch 1,2,4,8] [--repeat 3] [--vocab 262144]
 import {getLlama} from "node-llama-cpp";
 const args = process.argv.slice(2);
 const opt = (name, d) => { const i = args.indexOf("--" + name); return i < 0 ? d : args[i + 1]; };
