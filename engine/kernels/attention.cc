@@ -7,6 +7,7 @@
 
 #include "engine/kernels/kernel_table.h"
 #include "engine/kernels/kernels.h"
+#include "engine/kernels/kv_rows.h"
 
 namespace embergate::engine {
 namespace {
@@ -33,7 +34,7 @@ Rows ReadableRows(const AttentionShape& shape, const uint8_t* block, int first, 
     return {begin, shape.row_bytes, shape.type == TensorType::kF16};
   }
   for (int i = 0; i < count; ++i) {
-    DequantizeRow(shape.type, begin + i * shape.row_bytes, shape.head_dim, scratch + int64_t{i} * shape.head_dim);
+    LoadKvRow(shape.type, begin + i * shape.row_bytes, shape.head_dim, scratch + int64_t{i} * shape.head_dim);
   }
   return {reinterpret_cast<const uint8_t*>(scratch), shape.head_dim * int64_t{sizeof(float)}, false};
 }

@@ -108,6 +108,15 @@ struct AttentionTable {
   float (*exp)(float x);
 };
 
+// Parts of kv_rows.cc. n is a multiple of 8 for f16, of 32 for the others.
+struct KvRowTable {
+  void (*store_f16)(const float* x, int64_t n, uint8_t* out);
+  void (*store_q8_0)(const float* x, int64_t n, uint8_t* out);
+  void (*store_q4_0)(const float* x, int64_t n, uint8_t* out);
+  void (*load_q8_0)(const uint8_t* row, int64_t n, float* out);
+  void (*load_q4_0)(const uint8_t* row, int64_t n, float* out);
+};
+
 // Parts of machine_limits.cc.
 struct MachineTable {
   uint64_t (*read)(const uint8_t* p, size_t bytes);          // every byte, once
@@ -121,6 +130,7 @@ struct KernelTable {
   const AttentionTable* attention;
   const MachineTable* machine;
   const MatMulTable* matmul;
+  const KvRowTable* kv_rows;
 };
 
 // The table in use.
@@ -130,11 +140,13 @@ extern const ElementwiseTable kRefElementwise;
 extern const AttentionTable kRefAttention;
 extern const MachineTable kRefMachine;
 extern const MatMulTable kRefMatMul;
+extern const KvRowTable kRefKvRows;
 #if defined(__x86_64__)
 extern const MatMulTable kAvx2MatMul;
 extern const MatMulTable kAvx512MatMul;
 extern const ElementwiseTable kAvx2Elementwise;
 extern const AttentionTable kAvx2Attention;
+extern const KvRowTable kAvx2KvRows;
 extern const MachineTable kAvx2Machine;
 extern const MachineTable kAvx512Machine;
 #elif defined(__aarch64__)
@@ -143,6 +155,7 @@ extern const MatMulTable kNeonDotMatMul;
 extern const MatMulTable kNeonI8mmMatMul;
 extern const ElementwiseTable kNeonElementwise;
 extern const AttentionTable kNeonAttention;
+extern const KvRowTable kNeonKvRows;
 extern const MachineTable kNeonMachine;
 extern const MachineTable kNeonDotMachine;
 extern const MachineTable kNeonI8mmMachine;

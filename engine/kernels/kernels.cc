@@ -52,14 +52,15 @@ struct Candidate {
 // Best first.
 constexpr Candidate kCandidates[] = {
 #if defined(__x86_64__)
-    {{"avx512vnni", &kAvx2Elementwise, &kAvx2Attention, &kAvx512Machine, &kAvx512MatMul}, HasAvx512Vnni},
-    {{"avx2", &kAvx2Elementwise, &kAvx2Attention, &kAvx2Machine, &kAvx2MatMul}, HasAvx2},
+    {{"avx512vnni", &kAvx2Elementwise, &kAvx2Attention, &kAvx512Machine, &kAvx512MatMul, &kAvx2KvRows}, HasAvx512Vnni},
+    {{"avx2", &kAvx2Elementwise, &kAvx2Attention, &kAvx2Machine, &kAvx2MatMul, &kAvx2KvRows}, HasAvx2},
 #elif defined(__aarch64__)
-    {{"neon_i8mm", &kNeonElementwise, &kNeonAttention, &kNeonI8mmMachine, &kNeonI8mmMatMul}, HasI8mm},
-    {{"neon_dotprod", &kNeonElementwise, &kNeonAttention, &kNeonDotMachine, &kNeonDotMatMul}, HasDotProduct},
-    {{"neon", &kNeonElementwise, &kNeonAttention, &kNeonMachine, &kNeonMatMul}, Always},
+    {{"neon_i8mm", &kNeonElementwise, &kNeonAttention, &kNeonI8mmMachine, &kNeonI8mmMatMul, &kNeonKvRows}, HasI8mm},
+    {{"neon_dotprod", &kNeonElementwise, &kNeonAttention, &kNeonDotMachine, &kNeonDotMatMul, &kNeonKvRows},
+     HasDotProduct},
+    {{"neon", &kNeonElementwise, &kNeonAttention, &kNeonMachine, &kNeonMatMul, &kNeonKvRows}, Always},
 #endif
-    {{"reference", &kRefElementwise, &kRefAttention, &kRefMachine, &kRefMatMul}, Always},
+    {{"reference", &kRefElementwise, &kRefAttention, &kRefMachine, &kRefMatMul, &kRefKvRows}, Always},
 };
 
 const KernelTable* Best() {
