@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "engine/admission.h"
 #include "engine/request_check.h"
 #include "engine/retry_after.h"
 #include "engine/retry_estimator.h"
@@ -18,6 +19,8 @@
 
 namespace embergate::engine {
 namespace {
+
+constexpr int kPrefillTokensToLearn = 16;  // a step of fewer costs as one without: no measure of a prompt's speed
 
 absl::Status CheckOptions(const ModelLimits& limits, const EngineOptions& options) {
   const auto positive = [](absl::string_view name, int64_t value) {
@@ -35,8 +38,8 @@ absl::Status CheckOptions(const ModelLimits& limits, const EngineOptions& option
     return absl::InvalidArgumentError(absl::StrCat("the model's step_tokens_max is ", limits.step_tokens_max,
                                                    "; its slots_max (", limits.slots_max, ") must fit in one step"));
   }
-  if (options.waiting_max < 0 || options.waiting_tokens_max < 0 || options.waiting_read_ahead < 0 ||
-      options.top_logprobs_max < 0 || options.itl_target < absl::ZeroDuration()) {
+  if (options.waiting_max < 0 || options.waiting_tokens_max < 0 || options.waiting_bytes_max < 0 ||
+      options.waiting_read_ahead < 0 || options.top_logprobs_max < 0 || options.itl_target < absl::ZeroDuration()) {
     return absl::InvalidArgumentError("an engine option is negative");
   }
   return absl::OkStatus();
@@ -96,13 +99,14 @@ class EngineImpl : public Engine {
     const RequestId id = sequence->id;
     {
       std::lock_guard<std::mutex> lock(mutex_);
-      const absl::Status room = Room(*shape);
+      const absl::Status room = Room(*sequence, now);
       if (!room.ok()) {
         ++refused_;
         return room;
       }
       ++accepted_;
       inbox_tokens_ += shape->prompt_tokens;
+      inbox_bytes_ += sequence->bytes;
       by_id_.emplace(id, sequence.get());
       inbox_.push_back(std::move(sequence));
     }
@@ -161,6 +165,8 @@ class EngineImpl : public Engine {
     stats.requests_refused = refused_;
     stats.waiting += static_cast<int>(inbox_.size());
     stats.waiting_tokens += inbox_tokens_;
+    stats.waiting_bytes += inbox_bytes_;
+    stats.refused_late = refused_late_;
     return stats;
   }
 
@@ -172,6 +178,7 @@ class EngineImpl : public Engine {
       std::lock_guard<std::mutex> lock(mutex_);
       std::swap(inbox_, arrived_);
       inbox_tokens_ = 0;
+      inbox_bytes_ = 0;
       abort = std::exchange(abort_, absl::OkStatus());
       for (auto& sequence : arrived_) {
         loop_.Add(std::move(sequence));
@@ -191,29 +198,60 @@ class EngineImpl : public Engine {
 
  private:
   // Whether the queue takes another request. Called with the lock.
-  absl::Status Room(const SequenceShape& shape) {
+  absl::Status Room(const Sequence& sequence, int64_t now) {
     if (draining_) {
-      return absl::UnavailableError("the server shuts down and takes no new requests");
+      return WithRefusalReason(absl::UnavailableError("the server shuts down and takes no new requests"), "DRAINING");
     }
-    const int waiting = published_.waiting + static_cast<int>(inbox_.size());
-    const int waiting_max = options_.waiting_max + std::max(0, limits_.model.slots_max - published_.running);
-    if (waiting >= waiting_max) {
-      return WithRetryAfter(absl::ResourceExhaustedError(absl::StrCat(
-                                "the queue is full: ", waiting, " requests wait for one of ", limits_.model.slots_max,
-                                " slots, and no more than ", options_.waiting_max, " may")),
-                            RetryDelay());
-    }
-    const int64_t tokens = published_.waiting_tokens + inbox_tokens_;
-    if (tokens > 0 && tokens + shape.prompt_tokens > options_.waiting_tokens_max) {
-      return WithRetryAfter(absl::ResourceExhaustedError(
-                                absl::StrCat("the queue is full: ", tokens, " prompt tokens wait, ",
-                                             shape.prompt_tokens, " more would exceed ", options_.waiting_tokens_max)),
-                            RetryDelay());
+    const int slots_free = std::max(0, limits_.model.slots_max - published_.running);
+    const int inbox = static_cast<int>(inbox_.size());
+    const bool interactive = sequence.request.priority == Priority::kInteractive;
+    const QueueState queue = {published_.waiting + inbox, published_.waiting_tokens + inbox_tokens_,
+                              published_.waiting_bytes + inbox_bytes_};
+    const QueueLimits limits = {options_.waiting_max, options_.waiting_tokens_max, options_.waiting_bytes_max,
+                                limits_.model.slots_max, slots_free};
+    const StopParams& stop = sequence.request.stop;
+    const bool ends_early = !stop.ignore_eos || !stop.stop_ids.empty() || !stop.stop_strings.empty();
+    Arrival arrival;
+    arrival.prompt_tokens = sequence.shape.prompt_tokens;
+    arrival.bytes = sequence.bytes;
+    arrival.tokens_certain = std::max(1, ends_early ? stop.tokens_min : sequence.shape.tokens_max);
+    // An interactive request waits for no batch work, neither waiting nor running.
+    arrival.ahead = std::max(0, (interactive ? waiting_interactive_ : published_.waiting) + inbox + 1 - slots_free -
+                                    (interactive ? running_batch_ : 0));
+    arrival.left_ns = sequence.deadline_ns - now;
+    arrival.since_departure_ns = std::max<int64_t>(0, now - retry_.last_departure_ns());
+    const Speed speed = {prefill_token_.ns(), decode_step_.ns(), retry_.interval_ns()};
+    Admission admission = Admit(queue, limits, speed, arrival);
+    switch (admission.refusal) {
+      case Refusal::kNone:
+        return absl::OkStatus();
+      case Refusal::kQueueFull:
+        return WithRetryAfter(WithRefusalReason(std::move(admission.status), "QUEUE_FULL"), retry_.OnRefusal(now));
+      case Refusal::kLate:
+        ++refused_late_;
+        return WithRetryAfter(WithRefusalReason(std::move(admission.status), "DEADLINE_UNREACHABLE"),
+                              std::max(absl::Nanoseconds(admission.surplus_ns), absl::Milliseconds(50)));
+      case Refusal::kNeverInTime:
+        ++refused_late_;
+        prefill_token_.OnRefusal();
+        decode_step_.OnRefusal();
+        return WithRefusalReason(std::move(admission.status), "DEADLINE_UNREACHABLE");
     }
     return absl::OkStatus();
   }
 
-  absl::Duration RetryDelay() { return retry_.OnRefusal(clock_.NowNs()); }
+  void LearnSpeed(const StepLoop::LastStep& step) {
+    if (step.number == step_ || step.ns <= 0) {
+      return;
+    }
+    step_ = step.number;
+    if (step.prompt_tokens == 0) {
+      decode_step_.OnMeasured(static_cast<double>(step.ns));
+    } else if (step.prompt_tokens >= kPrefillTokensToLearn) {
+      const double decodes = step.decodes > 0 ? decode_step_.ns() : 0;
+      prefill_token_.OnMeasured(std::max(static_cast<double>(step.ns) - decodes, 0.0) / step.prompt_tokens);
+    }
+  }
 
   bool Idle() const {
     std::lock_guard<std::mutex> lock(mutex_);
@@ -243,6 +281,10 @@ class EngineImpl : public Engine {
     published_ = loop_.stats();
     published_.waiting = loop_.waiting();
     published_.waiting_tokens = loop_.waiting_tokens();
+    published_.waiting_bytes = loop_.waiting_bytes();
+    waiting_interactive_ = loop_.waiting_interactive();
+    running_batch_ = loop_.running_batch();
+    LearnSpeed(loop_.last_step());
     const uint64_t departures = loop_.departures();
     retry_.OnDepartures(static_cast<int>(departures - departures_), published_.waiting, clock_.NowNs());
     retry_.set_first_guess_ns(loop_.FirstEndNs());
@@ -274,12 +316,19 @@ class EngineImpl : public Engine {
   std::condition_variable idle_;  // by_id_ became empty
   std::vector<std::unique_ptr<Sequence>> inbox_;
   int64_t inbox_tokens_ = 0;
+  int64_t inbox_bytes_ = 0;
   std::unordered_map<RequestId, Sequence*> by_id_;  // accepted, not ended
   EngineStats published_;
+  int waiting_interactive_ = 0;  // as of the last pass
+  int running_batch_ = 0;
   RetryEstimator retry_;
+  SpeedEstimate prefill_token_;
+  SpeedEstimate decode_step_;
+  uint64_t step_ = 0;        // of the loop's, the last that the estimates know
   uint64_t departures_ = 0;  // of the loop's, those that retry_ knows
   uint64_t accepted_ = 0;
   uint64_t refused_ = 0;
+  uint64_t refused_late_ = 0;
   bool draining_ = false;
   absl::Status abort_;  // not OK: end everything with it
   bool stop_ = false;

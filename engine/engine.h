@@ -10,6 +10,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "engine/clock.h"
+#include "engine/energy_meter.h"
 #include "engine/model/language_model.h"
 #include "engine/request.h"
 #include "engine/text/tokenizer.h"
@@ -19,18 +20,20 @@
 namespace embergate::engine {
 
 struct EngineOptions {
-  int waiting_max = 64;                 // requests that wait for a slot
-  int64_t waiting_tokens_max = 262144;  // prompt tokens of those together (a single one may exceed it)
-  int prefill_chunk_max = 128;          // prompt tokens of one sequence per step
-  int prefill_chunk_min = 8;            // that all prompts together may take per step, whatever itl_target says
+  int waiting_max = 64;                  // requests that wait for a slot
+  int64_t waiting_tokens_max = 262144;   // prompt tokens of those together (a single one may exceed it)
+  int64_t waiting_bytes_max = 16 << 20;  // DRAM that they hold together (a single one may exceed it)
+  int prefill_chunk_max = 128;           // prompt tokens of one sequence per step
+  int prefill_chunk_min = 8;             // that all prompts together may take per step, whatever itl_target says
   // Aim for the time between two tokens of a stream while prompts are computed beside it; zero = no aim, prompts take
   // what the step holds. Smaller chunks keep streams smooth and make prompts slower. The default is about two plain
   // decode steps of the smallest model on a small board.
   absl::Duration itl_target = absl::Milliseconds(200);
-  int waiting_read_ahead = 2;    // waiting requests whose first chunk's rows are read already
-  int top_logprobs_max = 1024;   // alternatives per position
-  bool own_thread = true;        // false: tests call StepOnce
-  const Clock* clock = nullptr;  // borrowed; null = the real one
+  int waiting_read_ahead = 2;           // waiting requests whose first chunk's rows are read already
+  int top_logprobs_max = 1024;          // alternatives per position
+  bool own_thread = true;               // false: tests call StepOnce
+  const Clock* clock = nullptr;         // borrowed; null = the real one
+  const EnergyMeter* energy = nullptr;  // borrowed; null = receipts say nothing of energy
 };
 
 // Fixed-bucket histogram in seconds, in the style of Prometheus (cumulative on export).
@@ -49,9 +52,13 @@ struct EngineStats {
   uint64_t steps = 0;
   uint64_t step_ns = 0;
   uint64_t row_wait_ns = 0;
-  int waiting = 0;  // accepted, without a slot
+  uint64_t preemptions = 0;   // batch requests set aside for interactive ones
+  uint64_t refused_late = 0;  // of the refused, those whose deadline could not be met
+  double energy_joules = 0;   // of all steps; 0 without a meter
+  int waiting = 0;            // accepted, without a slot
   int running = 0;
   int64_t waiting_tokens = 0;  // prompt tokens of the waiting
+  int64_t waiting_bytes = 0;   // DRAM that the waiting hold
   int64_t kv_tokens_free = 0;
   int prefill_budget = 0;  // prompt tokens that a step may compute beside streams at the moment
   SecondsHistogram queue_seconds;
@@ -70,8 +77,9 @@ class Engine {
   virtual ~Engine() = default;
 
   // Queues the request; `sink` hears of it from the engine thread, perhaps before Submit has returned. INVALID_ARGUMENT
-  // (names field and limit; it never fits), RESOURCE_EXHAUSTED (queue full; engine/retry_after.h says when to come
-  // again), UNAVAILABLE (draining); then the sink is never called.
+  // (names field and limit; it never fits), RESOURCE_EXHAUSTED (the queue is full, or the deadline cannot be met at the
+  // speed measured), UNAVAILABLE (draining); then the sink is never called. engine/retry_after.h reads from the status
+  // which of these it was, and when to come again; nothing of that for a deadline too short for an idle engine.
   virtual absl::StatusOr<RequestId> Submit(GenerateRequest request, TokenSink* sink) = 0;
   // Asks for an end within one step; the sink still gets its OnFinish. Unknown ids are ignored.
   virtual void Cancel(RequestId id) = 0;

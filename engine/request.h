@@ -3,6 +3,7 @@
 #define EMBERGATE_ENGINE_REQUEST_H_
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -43,7 +44,9 @@ struct StopParams {
   bool include_stop = false;
 };
 
-// A batch request waits as if it cost 16 times as much: interactive ones go first, but not for ever.
+// A batch request waits as if it cost 16 times as much: interactive ones go first, but not for ever. A running one
+// gives its slot and its KV to an interactive one that would have to wait otherwise; it then waits again, computes its
+// KV anew and goes on where it was, with the same tokens.
 enum class Priority { kInteractive, kBatch };
 
 struct GenerateRequest {
@@ -80,7 +83,7 @@ struct Receipt {
   int prompt_tokens = 0;
   int cached_tokens = 0;
   int generated_tokens = 0;  // sampled, whether or not they were given out
-  double queue_seconds = 0;
+  double queue_seconds = 0;  // without a slot, the times that it was set aside included
   double prefill_seconds = 0;
   double decode_seconds = 0;
   double row_wait_seconds = 0;
@@ -89,6 +92,8 @@ struct Receipt {
   uint64_t rows_read = 0;
   uint64_t flash_bytes = 0;
   uint64_t kv_bytes_peak = 0;
+  std::optional<double> energy_joules;  // its steps' energy, divided by tokens; nullopt = the device has no meter
+  int preemptions = 0;                  // how often it gave its slot to an interactive request
 };
 
 }  // namespace embergate::engine

@@ -23,4 +23,14 @@ std::optional<absl::Duration> RetryAfter(const absl::Status& status) {
   return absl::Milliseconds(ms);
 }
 
+absl::Status WithRefusalReason(absl::Status status, absl::string_view reason) {
+  status.SetPayload(kRefusalReasonPayload, absl::Cord(reason));
+  return status;
+}
+
+std::optional<std::string> RefusalReason(const absl::Status& status) {
+  const auto payload = status.GetPayload(kRefusalReasonPayload);
+  return payload.has_value() ? std::optional<std::string>(std::string(*payload)) : std::nullopt;
+}
+
 }  // namespace embergate::engine

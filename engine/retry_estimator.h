@@ -19,6 +19,8 @@ class RetryEstimator {
   void set_first_guess_ns(int64_t ns) { first_guess_ns_ = ns; }
   // How long the client that is refused now should stay away: 50 ms to 60 s.
   absl::Duration OnRefusal(int64_t now_ns);
+  double interval_ns() const { return interval_ns_; }  // 0 = not measured yet
+  int64_t last_departure_ns() const { return last_ns_; }
 
  private:
   int64_t first_guess_ns_ = 0;

@@ -39,30 +39,99 @@ void Extend(const RunningSequence& sequence, int tokens, int chunk_max, Left* le
   }
 }
 
+// Rule 1: how many of the waiting get slots; what is then left of slots and KV.
+int Admitted(const SchedulerInput& input, int* slots, int64_t* kv_tokens) {
+  int admitted = 0;
+  *slots = input.slots_free;
+  *kv_tokens = input.kv_tokens_free;
+  for (const WaitingRequest& request : input.waiting) {
+    if (*slots == 0 || request.kv_tokens > *kv_tokens) {
+      break;
+    }
+    --*slots;
+    *kv_tokens -= request.kv_tokens;
+    ++admitted;
+  }
+  return admitted;
+}
+
 }  // namespace
+
+void PlanPreemption(const SchedulerInput& input, Preemption* preemption) {
+  preemption->waiting = -1;
+  preemption->victims.clear();
+  preemption->order.clear();
+  for (int i = 0; i < static_cast<int>(input.running.size()); ++i) {
+    if (input.running[i].preemptible) {
+      preemption->order.push_back(i);
+    }
+  }
+  if (preemption->order.empty()) {
+    return;
+  }
+  int slots = 0;
+  int64_t kv_tokens = 0;
+  int wanting = Admitted(input, &slots, &kv_tokens);
+  while (wanting < static_cast<int>(input.waiting.size()) && !input.waiting[wanting].preempts) {
+    ++wanting;
+  }
+  if (wanting == static_cast<int>(input.waiting.size())) {
+    return;
+  }
+  const int64_t kv_wanted = input.waiting[wanting].kv_tokens;
+  if (slots > 0 && kv_wanted <= kv_tokens) {
+    // There is room behind one that does not fit: nobody need lose anything for it.
+    preemption->waiting = wanting;
+    return;
+  }
+  std::sort(preemption->order.begin(), preemption->order.end(), [&](int a, int b) {
+    const int x = input.running[a].computed;
+    const int y = input.running[b].computed;
+    return x != y ? x < y : a > b;
+  });
+  for (const int i : preemption->order) {
+    preemption->victims.push_back(i);
+    ++slots;
+    kv_tokens += input.running[i].kv_tokens;
+    if (slots > 0 && kv_wanted <= kv_tokens) {
+      preemption->waiting = wanting;
+      break;
+    }
+  }
+  if (preemption->waiting < 0) {
+    preemption->victims.clear();
+    return;
+  }
+  // The cheapest first may have gathered more than it needs: leave out whom it can do without, the dearest first.
+  for (size_t i = preemption->victims.size(); i-- > 0 && preemption->victims.size() > 1;) {
+    const int64_t kv = input.running[preemption->victims[i]].kv_tokens;
+    if (slots > 1 && kv_tokens - kv >= kv_wanted) {
+      --slots;
+      kv_tokens -= kv;
+      preemption->victims.erase(preemption->victims.begin() + static_cast<std::ptrdiff_t>(i));
+    }
+  }
+}
 
 void PlanStep(const SchedulerInput& input, StepPlan* plan) {
   plan->admitted = 0;
   plan->chunks.clear();
   plan->order.clear();
 
-  int slots = input.slots_free;
-  int64_t kv_tokens = input.kv_tokens_free;
-  for (const WaitingRequest& request : input.waiting) {
-    if (slots == 0 || request.kv_tokens > kv_tokens) {
-      break;
-    }
-    --slots;
-    kv_tokens -= request.kv_tokens;
-    ++plan->admitted;
-  }
+  int slots = 0;
+  int64_t kv_tokens = 0;
+  plan->admitted = Admitted(input, &slots, &kv_tokens);
   const int running = static_cast<int>(input.running.size());
   const auto sequence = [&](int index) {
     if (index < running) {
       return input.running[index];
     }
     const WaitingRequest& request = input.waiting[index - running];
-    return RunningSequence{request.prefill_tokens, request.all_logits, request.last_logits, 0};
+    RunningSequence fresh;
+    fresh.prefill_tokens = request.prefill_tokens;
+    fresh.all_logits = request.all_logits;
+    fresh.last_logits = request.last_logits;
+    return fresh;
   };
 
   Left left{input.limits.step_tokens_max, input.limits.logit_rows_max};

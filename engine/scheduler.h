@@ -23,6 +23,9 @@ struct RunningSequence {
   bool all_logits = false;   // its prompt wants logits at every position (else only at the last, to sample from)
   bool last_logits = true;   // its last prompt position wants logits
   uint64_t served_step = 0;  // the last step that computed something for it, at first the one that admitted it
+  bool preemptible = false;  // may be set aside; it then computes its KV anew later
+  int computed = 0;          // positions that would have to be computed again
+  int64_t kv_tokens = 0;     // positions that setting it aside frees
 };
 
 // A request without a slot.
@@ -31,6 +34,7 @@ struct WaitingRequest {
   bool all_logits = false;
   bool last_logits = true;
   int64_t kv_tokens = 0;  // positions to reserve
+  bool preempts = false;  // running sequences may be set aside for it
 };
 
 struct SchedulerInput {
@@ -67,6 +71,19 @@ struct StepPlan {
 //     prompt is a multiple of 8 if it can be, which kernels like.
 // A non-empty input with slots gives a non-empty plan. Allocates nothing once `plan` has grown.
 void PlanStep(const SchedulerInput& input, StepPlan* plan);
+
+struct Preemption {
+  int waiting = -1;          // index of the request that is to get a slot before all others; -1 = none
+  std::vector<int> victims;  // indices into running, to be set aside for it
+
+  std::vector<int> order;  // scratch
+};
+
+// Before PlanStep: whether running sequences should make room. The first waiting request that preempts, but would not
+// get a slot by rule 1, gets one if enough can be freed, of those that have the least to compute again. At most one
+// request per step, no more victims than it needs, and none at all if they would not do. Allocates nothing once
+// `preemption` has grown.
+void PlanPreemption(const SchedulerInput& input, Preemption* preemption);
 
 }  // namespace embergate::engine
 

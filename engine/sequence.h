@@ -41,26 +41,35 @@ struct AheadRows {
   }
 };
 
+// What a waiting request holds in DRAM, roughly: itself, and its prompt twice.
+int64_t RequestBytes(const GenerateRequest& request);
+
 // Threads: made by the submitting thread, then owned by the engine thread; `cancelled` alone is set by others.
 struct Sequence {
   // `tokenizer` may be null: then there is no text.
   Sequence(RequestId request_id, GenerateRequest r, const SequenceShape& s, TokenSink* k, const Tokenizer* tokenizer);
 
   // What the scheduler sees of it.
-  RunningSequence AsRunning() const;
+  RunningSequence AsRunning(int64_t now_ns) const;
   WaitingRequest AsWaiting() const;
+  // Its slot was taken from it: what it has to compute again, and what not to give out again.
+  void SetAside(int64_t now_ns);
   bool samples() const { return shape.tokens_max > 0; }
-  bool prefilling() const { return computed < shape.prefill_tokens; }
+  bool prefilling() const { return computed < prefill_end; }
   int generated() const { return static_cast<int>(tokens.size()) - shape.prompt_tokens; }
 
   const RequestId id;
   const GenerateRequest request;
   const SequenceShape shape;
+  const int64_t bytes;  // DRAM that it holds while it waits, roughly
   TokenSink* const sink;
   std::atomic<bool> cancelled{false};
 
   std::vector<int32_t> tokens;  // prompt, then generated; capacity for all of them once it has a slot
   int computed = 0;             // positions in the KV cache
+  // Known tokens to compute before one is sampled: those of the prompt; once it was set aside, the generated ones too.
+  int prefill_end = 0;
+  int logprobs_done = 0;  // positions below it have given their prompt log-probabilities already
   int slot = -1;
   uint64_t served_step = 0;
   AheadRows ahead;
@@ -75,6 +84,11 @@ struct Sequence {
   int64_t started_ns = 0;
   int64_t first_token_ns = 0;
   int64_t last_token_ns = 0;
+  int64_t set_aside_ns = 0;       // when it last lost its slot
+  int64_t resumed_ns = 0;         // when it last got one again
+  int64_t preemptible_ns = 0;     // not to be set aside again before
+  int64_t paused_prefill_ns = 0;  // time without a slot between start and first token
+  int64_t paused_decode_ns = 0;   // and after it
   bool finished = false;
 };
 

@@ -77,7 +77,7 @@ int64_t StepLoop::FirstEndNs() const {
   }
   int64_t steps = INT64_MAX;
   for (const auto& sequence : running_) {
-    const int64_t prompt = std::max(0, sequence->shape.prefill_tokens - sequence->computed);
+    const int64_t prompt = std::max(0, sequence->prefill_end - sequence->computed);
     steps = std::min(steps, (prompt + options_.prefill_chunk_max - 1) / options_.prefill_chunk_max +
                                 sequence->shape.tokens_max - sequence->generated());
   }
@@ -92,12 +92,17 @@ absl::Span<float> StepLoop::LogitsRow(int row) {
 // ---- Admission -----------------------------------------------------------------------------------
 
 void StepLoop::Add(std::unique_ptr<Sequence> sequence) {
-  waiting_tokens_ += sequence->shape.prompt_tokens;
   const GenerateRequest& request = sequence->request;
   const bool batch = request.priority == Priority::kBatch;
   sequence->order_tag = order_.Arrive(
       batch ? absl::StrCat("batch ", request.client_key) : absl::StrCat("interactive ", request.client_key),
       sequence->shape.kv_tokens, batch ? request.client_weight / kBatchCost : request.client_weight);
+  Enqueue(std::move(sequence));
+}
+
+void StepLoop::Enqueue(std::unique_ptr<Sequence> sequence) {
+  waiting_tokens_ += sequence->shape.prompt_tokens;
+  waiting_bytes_ += sequence->bytes;
   const auto behind = std::upper_bound(waiting_.begin(), waiting_.end(), sequence->order_tag,
                                        [](double tag, const auto& other) { return tag < other->order_tag; });
   waiting_.insert(behind, std::move(sequence));
@@ -105,6 +110,7 @@ void StepLoop::Add(std::unique_ptr<Sequence> sequence) {
 
 bool StepLoop::Admit() {
   EndCancelledAndLate();
+  Preempt();
   Plan(&plan_);
   if (!OpenSlots()) {
     Plan(&plan_);  // the model had less room than it said: plan again for those that have a slot
@@ -116,10 +122,70 @@ bool StepLoop::Admit() {
   return !plan_.chunks.empty() || !retired_.empty();
 }
 
+int StepLoop::waiting_interactive() const {
+  return static_cast<int>(std::count_if(waiting_.begin(), waiting_.end(), [](const auto& sequence) {
+    return sequence->request.priority == Priority::kInteractive;
+  }));
+}
+
+int StepLoop::running_batch() const {
+  return static_cast<int>(std::count_if(running_.begin(), running_.end(), [](const auto& sequence) {
+    return sequence->request.priority == Priority::kBatch;
+  }));
+}
+
+void StepLoop::Preempt() {
+  const int64_t now = clock_.NowNs();
+  running_view_.clear();
+  bool any = false;
+  for (const auto& sequence : running_) {
+    running_view_.push_back(sequence->AsRunning(now));
+    any = any || running_view_.back().preemptible;
+  }
+  if (!any || waiting_.empty() || admission_closed_) {
+    return;
+  }
+  waiting_view_.clear();
+  for (const auto& sequence : waiting_) {
+    waiting_view_.push_back(sequence->AsWaiting());
+  }
+  SchedulerInput input;
+  input.running = running_view_;
+  input.waiting = waiting_view_;
+  input.slots_free = static_cast<int>(free_slots_.size());
+  input.kv_tokens_free = model_.FreeKvTokens();
+  PlanPreemption(input, &preemption_);
+  if (preemption_.waiting < 0) {
+    return;
+  }
+  // The one that they make room for goes first, with the tag of the first: the list stays in order.
+  const auto wanting = waiting_.begin() + preemption_.waiting;
+  (*wanting)->order_tag = waiting_.front()->order_tag;
+  std::rotate(waiting_.begin(), wanting, wanting + 1);
+  for (const int victim : preemption_.victims) {
+    SetAside(victim, now);
+  }
+  running_.erase(std::remove(running_.begin(), running_.end(), nullptr), running_.end());
+}
+
+void StepLoop::SetAside(int running_index, int64_t now) {
+  std::unique_ptr<Sequence> sequence = std::move(running_[static_cast<size_t>(running_index)]);
+  DropRows(*sequence);
+  sequence->receipt.kv_bytes_peak = std::max(sequence->receipt.kv_bytes_peak, model_.SlotKvBytes(sequence->slot));
+  model_.CloseSlot(sequence->slot);
+  free_slots_.push_back(sequence->slot);
+  sequence->SetAside(now);
+  ++stats_.preemptions;
+  const int64_t left = sequence->shape.kv_tokens - static_cast<int64_t>(sequence->tokens.size()) + 1;
+  sequence->order_tag = order_.Return(static_cast<double>(left), sequence->request.client_weight / kBatchCost);
+  Enqueue(std::move(sequence));
+}
+
 void StepLoop::Plan(StepPlan* plan) {
+  const int64_t now = clock_.NowNs();
   running_view_.clear();
   for (const auto& sequence : running_) {
-    running_view_.push_back(sequence->AsRunning());
+    running_view_.push_back(sequence->AsRunning(now));
   }
   waiting_view_.clear();
   for (const auto& sequence : waiting_) {
@@ -182,7 +248,11 @@ bool StepLoop::OpenSlots() {
     sequence.served_step = step_ + 1;
     sequence.tokens.reserve(static_cast<size_t>(sequence.shape.prompt_tokens) +
                             static_cast<size_t>(sequence.shape.tokens_max));
-    Start(sequence, now);
+    if (sequence.receipt.preemptions == 0) {
+      Start(sequence, now);
+    } else {
+      Resume(sequence, now);
+    }
   }
   for (int i = 0; i < plan_.admitted; ++i) {
     auto& sequence = waiting_[static_cast<size_t>(i)];
@@ -190,6 +260,7 @@ bool StepLoop::OpenSlots() {
       ++departures_;
       order_.OnServed(sequence->order_tag);
       waiting_tokens_ -= sequence->shape.prompt_tokens;
+      waiting_bytes_ -= sequence->bytes;
       running_.push_back(std::move(sequence));
     }
   }
@@ -202,6 +273,13 @@ void StepLoop::Start(Sequence& sequence, int64_t now) {
   sequence.receipt.queue_seconds = Seconds(sequence.submitted_ns, now);
   Observe(sequence.receipt.queue_seconds, &stats_.queue_seconds);
   sequence.sink->OnStart(sequence.shape.prompt_tokens);
+}
+
+void StepLoop::Resume(Sequence& sequence, int64_t now) {
+  const int64_t paused = now - sequence.set_aside_ns;
+  (sequence.first_token_ns == 0 ? sequence.paused_prefill_ns : sequence.paused_decode_ns) += paused;
+  sequence.resumed_ns = now;
+  sequence.preemptible_ns = INT64_MAX;  // until its KV is computed again, and as long after that: see AfterChunk
 }
 
 // ---- Rows ----------------------------------------------------------------------------------------
@@ -231,7 +309,7 @@ void StepLoop::DropRows(Sequence& sequence) {
 void StepLoop::ReadAhead() {
   running_view_.clear();
   for (const auto& sequence : running_) {
-    running_view_.push_back(sequence->AsRunning());
+    running_view_.push_back(sequence->AsRunning(0));
   }
   for (const PlannedChunk& chunk : plan_.chunks) {
     RunningSequence& view = running_view_[static_cast<size_t>(chunk.sequence)];
@@ -270,7 +348,12 @@ void StepLoop::ReadAhead() {
 
 void StepLoop::Compute() {
   if (plan_.chunks.empty()) {
+    measures_ = false;  // what an idle device consumes is nobody's
     return;
+  }
+  if (options_.energy != nullptr && !measures_) {
+    joules_ = options_.energy->Joules();
+    measures_ = true;
   }
   const int64_t begin = clock_.NowNs();
   ++step_;
@@ -301,6 +384,7 @@ void StepLoop::Compute() {
   const absl::Status status = model_.Step(
       absl::MakeSpan(chunks_), absl::MakeSpan(logits_).subspan(0, static_cast<size_t>(rows) * width), &times);
   stats_.row_wait_ns += times.row_wait_ns;
+  BookEnergy(decodes + prompt_tokens);
 
   // First everything that the next step waits for, then what clients wait for.
   pending_.clear();
@@ -324,12 +408,28 @@ void StepLoop::Compute() {
 
   const int64_t step_ns = clock_.NowNs() - begin;
   pace_.OnStep(decodes, prompt_tokens, step_ns);
+  last_step_ = {step_, decodes, prompt_tokens, step_ns};
   ++stats_.steps;
   stats_.step_ns += static_cast<uint64_t>(step_ns);
   Observe(static_cast<double>(step_ns) * 1e-9, &stats_.step_seconds);
   stats_.running = static_cast<int>(running_.size());
   stats_.kv_tokens_free = model_.FreeKvTokens();
   stats_.prefill_budget = pace_.budget();
+}
+
+void StepLoop::BookEnergy(int tokens) {
+  if (options_.energy == nullptr) {
+    return;
+  }
+  const double now = options_.energy->Joules();
+  const double per_token = (now - joules_) / tokens;
+  joules_ = now;
+  for (size_t i = 0; i < chunks_.size(); ++i) {
+    Receipt& receipt = running_[static_cast<size_t>(plan_.chunks[i].sequence)]->receipt;
+    receipt.energy_joules =
+        receipt.energy_joules.value_or(0) + per_token * static_cast<double>(chunks_[i].tokens.size());
+  }
+  stats_.energy_joules += per_token * tokens;
 }
 
 int StepLoop::RowsOf(const Chunk& chunk) {
@@ -360,6 +460,11 @@ void StepLoop::AfterChunk(const absl::Status& status, const Chunk& chunk, int ro
   stats_.prompt_tokens += prefilling ? static_cast<uint64_t>(tokens) : 0;
   if (sequence.prefilling()) {
     return;
+  }
+  if (prefilling && sequence.resumed_ns > 0) {
+    // As much time for new tokens as it took to compute the old ones again: at least half of what it gets is progress.
+    const int64_t now = clock_.NowNs();
+    sequence.preemptible_ns = now + (now - sequence.resumed_ns);
   }
   if (!sequence.samples()) {
     pending->Finish(FinishReason::kLength, absl::OkStatus());
@@ -484,19 +589,23 @@ void StepLoop::Finish(Sequence& sequence, FinishReason reason, absl::Status stat
   DropRows(sequence);
   Receipt& receipt = sequence.receipt;
   if (sequence.slot >= 0) {
-    receipt.kv_bytes_peak = model_.SlotKvBytes(sequence.slot);
+    receipt.kv_bytes_peak = std::max(receipt.kv_bytes_peak, model_.SlotKvBytes(sequence.slot));
     model_.CloseSlot(sequence.slot);
     free_slots_.push_back(sequence.slot);
     sequence.slot = -1;
   } else if (sequence.started_ns == 0) {
     receipt.queue_seconds = Seconds(sequence.submitted_ns, now);
+  } else {  // it ends while it is set aside
+    (sequence.first_token_ns == 0 ? sequence.paused_prefill_ns : sequence.paused_decode_ns) +=
+        now - sequence.set_aside_ns;
   }
   receipt.prompt_tokens = sequence.shape.prompt_tokens;
   receipt.generated_tokens = sequence.generated();
   if (sequence.started_ns != 0) {
     const int64_t prefill_end = sequence.first_token_ns != 0 ? sequence.first_token_ns : now;
-    receipt.prefill_seconds = Seconds(sequence.started_ns, prefill_end);
-    receipt.decode_seconds = Seconds(prefill_end, now);
+    receipt.prefill_seconds = Seconds(sequence.started_ns + sequence.paused_prefill_ns, prefill_end);
+    receipt.decode_seconds = Seconds(prefill_end + sequence.paused_decode_ns, now);
+    receipt.queue_seconds += Seconds(0, sequence.paused_prefill_ns + sequence.paused_decode_ns);
   }
   ++stats_.requests_finished[static_cast<size_t>(reason)];
   sequence.finished = true;
@@ -528,6 +637,7 @@ void StepLoop::Retire(std::vector<std::unique_ptr<Sequence>>& list) {
       if (&list == &waiting_) {
         ++departures_;
         waiting_tokens_ -= sequence->shape.prompt_tokens;
+        waiting_bytes_ -= sequence->bytes;
       } else {
         admission_closed_ = false;
       }

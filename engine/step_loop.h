@@ -42,6 +42,17 @@ class StepLoop {
   bool idle() const { return waiting_.empty() && running_.empty(); }
   int waiting() const { return static_cast<int>(waiting_.size()); }
   int64_t waiting_tokens() const { return waiting_tokens_; }
+  int64_t waiting_bytes() const { return waiting_bytes_; }
+  int waiting_interactive() const;
+  int running_batch() const;
+  // The last step, to learn speeds from; `number` counts them.
+  struct LastStep {
+    uint64_t number = 0;
+    int decodes = 0;
+    int prompt_tokens = 0;
+    int64_t ns = 0;
+  };
+  const LastStep& last_step() const { return last_step_; }
   // Requests that have left the waiting list so far: they got a slot, or ended.
   uint64_t departures() const { return departures_; }
   // After how long, at the latest, the first running sequence ends by its limits; 0 = nothing runs or no step was
@@ -56,9 +67,14 @@ class StepLoop {
 
   void Plan(StepPlan* plan);
   void EndCancelledAndLate();
+  // Takes slots from batch work for an interactive request that would have to wait.
+  void Preempt();
+  void SetAside(int running_index, int64_t now);
+  void Enqueue(std::unique_ptr<Sequence> sequence);  // where its tag puts it
   // Gives slots to the admitted. False when the model refused one that the plan counted on.
   bool OpenSlots();
   void Start(Sequence& sequence, int64_t now);
+  void Resume(Sequence& sequence, int64_t now);
 
   void ReadAhead();
   // Makes sequence.ahead cover tokens [start, start + count), if the model takes the reads.
@@ -69,6 +85,8 @@ class StepLoop {
   static int RowsOf(const Chunk& chunk);
   // Books a computed chunk, whose logits begin at `row`, and samples if its sequence decodes now.
   void AfterChunk(const absl::Status& status, const Chunk& chunk, int row, Pending* pending);
+  // Divides what the device consumed since the last step among the chunks.
+  void BookEnergy(int tokens);
   void SampleToken(Sequence& sequence, int row, Pending* pending);
   void CountToken(Sequence& sequence, int64_t now);
 
@@ -89,11 +107,13 @@ class StepLoop {
 
   std::vector<std::unique_ptr<Sequence>> waiting_;  // in the order in which they get slots
   int64_t waiting_tokens_ = 0;
+  int64_t waiting_bytes_ = 0;
   std::vector<std::unique_ptr<Sequence>> running_;  // in the order in which they got slots
   std::vector<std::unique_ptr<Sequence>> retired_;
   std::vector<int> free_slots_;
   StepPlan plan_;
   StepPlan next_plan_;
+  Preemption preemption_;
   std::vector<RunningSequence> running_view_;
   std::vector<WaitingRequest> waiting_view_;
   std::vector<Chunk> chunks_;
@@ -107,6 +127,9 @@ class StepLoop {
   EngineStats stats_;
   uint64_t departures_ = 0;
   uint64_t step_ = 0;
+  LastStep last_step_;
+  double joules_ = 0;      // of the meter, at the end of the last step
+  bool measures_ = false;  // joules_ is from just before this step
   // The model refused KV that its free count promised: nobody is admitted until a sequence has given some back.
   bool admission_closed_ = false;
 };

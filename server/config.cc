@@ -53,6 +53,9 @@ void AddModelOptions(CLI::App& app, ModelFlags& flags) {
       ->check(CLI::Range(0, 1 << 20));
   Add(app, "slots", flags.slots, "Requests computed at once")->check(CLI::Range(1, 256));
   Add(app, "queue", flags.queue, "Requests that may wait for a slot")->check(CLI::Range(0, 65536));
+  Add(app, "queue-tokens", flags.queue_tokens, "Prompt tokens of the waiting requests together")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 40));
+  Add(app, "queue-bytes", flags.queue_bytes, "DRAM of the waiting requests together")->type_name("SIZE");
   Add(app, "kv-tokens", flags.kv_tokens, "Positions of the attention cache, all requests; 0 = context * slots")
       ->check(CLI::Range(int64_t{0}, int64_t{1} << 32));
   Add(app, "kv-type", flags.kv_type, "Element type of the attention cache")
@@ -160,6 +163,9 @@ absl::StatusOr<ModelHostOptions> Resolve(const ModelFlags& flags) {
     EMBERGATE_ASSIGN_OR_RETURN(decoder.dram_budget_bytes, Size("--dram-budget", flags.dram_budget, 0, kHuge));
   }
   options.engine.waiting_max = flags.queue;
+  options.engine.waiting_tokens_max = flags.queue_tokens;
+  EMBERGATE_ASSIGN_OR_RETURN(const uint64_t queue_bytes, Size("--queue-bytes", flags.queue_bytes, 4096, kHuge));
+  options.engine.waiting_bytes_max = static_cast<int64_t>(queue_bytes);
   options.engine.prefill_chunk_max = std::min(flags.prefill_chunk, flags.step_tokens);
   options.engine.itl_target = absl::Milliseconds(flags.itl_target_ms);
   return options;

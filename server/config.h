@@ -23,6 +23,8 @@ struct ModelFlags {
   int context = 4096;
   int slots = 8;
   int queue = 64;
+  int64_t queue_tokens = 262144;
+  std::string queue_bytes = "16MiB";
   int64_t kv_tokens = 0;
   std::string kv_type = "auto";
   std::string row_cache = "16MiB";

@@ -2,10 +2,13 @@
 
 #include <exception>
 #include <memory>
+#include <optional>
 #include <random>
 #include <string>
 #include <utility>
 
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
 #include "engine/retry_after.h"
 #include "server/call_record.h"
@@ -35,6 +38,14 @@ auto Guarded(const Parse& parse) -> decltype(parse()) {
   }
 }
 
+// What calls from one address share: the address without its port.
+std::string PeerKey(const grpc::CallbackServerContext& context) {
+  const std::string peer = context.peer();
+  const size_t colon = peer.rfind(':');
+  return absl::StrCat("peer ",
+                      absl::StartsWith(peer, "ipv") && colon != std::string::npos ? peer.substr(0, colon) : peer);
+}
+
 absl::Time DeadlineOf(const grpc::CallbackServerContext& context) { return absl::FromChrono(context.deadline()); }
 
 }  // namespace
@@ -53,6 +64,9 @@ grpc::ServerWriteReactor<v1::GenerateResponse>* InferenceService::Generate(grpc:
     return reactor;
   }
   parsed->deadline = DeadlineOf(*context);
+  if (parsed->client_key.empty()) {
+    parsed->client_key = PeerKey(*context);
+  }
   // With special_in_text the client wants to see the markers themselves.
   std::unique_ptr<engine::AnswerParser> parser;
   if (request->has_chat() && !request->special_in_text()) {
@@ -76,6 +90,9 @@ grpc::ServerUnaryReactor* InferenceService::Score(grpc::CallbackServerContext* c
     return reactor;
   }
   parsed->deadline = DeadlineOf(*context);
+  if (parsed->client_key.empty()) {
+    parsed->client_key = PeerKey(*context);
+  }
   reactor->Start(*model->engine, *std::move(parsed), Refusal);
   return reactor;
 }
@@ -119,15 +136,14 @@ grpc::ServerUnaryReactor* InferenceService::GetModelInfo(grpc::CallbackServerCon
 }
 
 absl::Status InferenceService::Refusal(absl::Status status) {
-  const absl::Duration retry_after = engine::RetryAfter(status).value_or(absl::Seconds(1));
-  switch (status.code()) {
-    case absl::StatusCode::kResourceExhausted:
-      return WithRetry(WithReason(std::move(status), "QUEUE_FULL"), retry_after);
-    case absl::StatusCode::kUnavailable:
-      return WithRetry(WithReason(std::move(status), "DRAINING"), retry_after);
-    default:
-      return status;
+  std::optional<absl::Duration> retry_after = engine::RetryAfter(status);
+  if (absl::IsUnavailable(status)) {
+    retry_after = retry_after.value_or(absl::Seconds(1));
   }
+  if (const std::optional<std::string> reason = engine::RefusalReason(status); reason.has_value()) {
+    status = WithReason(std::move(status), *reason);
+  }
+  return retry_after.has_value() ? WithRetry(std::move(status), *retry_after) : status;
 }
 
 grpc::ServerUnaryReactor* InferenceService::Reply(grpc::CallbackServerContext* context, Method method,

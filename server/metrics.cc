@@ -119,6 +119,12 @@ void AddEngine(const ServedModel& model, const engine::EngineStats& stats, Page&
                static_cast<double>(stats.requests_accepted));
   page.Counter("embergate_requests_refused_total", "Requests that the engine refused (queue full, invalid, draining).",
                static_cast<double>(stats.requests_refused));
+  page.Counter("embergate_requests_refused_late_total", "Of these, those whose deadline could not be met.",
+               static_cast<double>(stats.refused_late));
+  page.Counter("embergate_preemptions_total", "Batch requests set aside for interactive ones.",
+               static_cast<double>(stats.preemptions));
+  page.Counter("embergate_energy_joules_total", "What the device consumed while steps ran; 0 without a meter.",
+               stats.energy_joules);
   page.Begin(MetricType::Counter, "embergate_requests_finished_total", "Generations that ended, by reason.");
   for (size_t i = 0; i < std::size(kReasons); ++i) {
     page.Sample(static_cast<double>(stats.requests_finished[i]), {{"reason", kReasons[i]}});
@@ -128,6 +134,8 @@ void AddEngine(const ServedModel& model, const engine::EngineStats& stats, Page&
   page.Gauge("embergate_num_requests_waiting", "Requests in the queue.", stats.waiting);
   page.Gauge("embergate_waiting_tokens", "Prompt tokens of the requests in the queue.",
              static_cast<double>(stats.waiting_tokens));
+  page.Gauge("embergate_waiting_bytes", "DRAM that the requests in the queue hold.",
+             static_cast<double>(stats.waiting_bytes));
   page.Gauge("embergate_num_requests_waiting_max", "Places in the queue.", model.waiting_max);
   page.Gauge("embergate_num_requests_running", "Requests being computed.", stats.running);
   page.Gauge("embergate_num_requests_running_max", "Requests that can be computed at once.", model.limits.slots_max);

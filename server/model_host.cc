@@ -115,8 +115,12 @@ absl::StatusOr<std::unique_ptr<ModelHost>> ModelHost::Load(const ModelHostOption
                      host->model_->limits().vocab_size, "; the file was put together from two models"));
   }
   std::vector<int32_t> eos_ids = EosIds(*host->file_, host->tokenizer_.get());
+  host->energy_ = engine::FindEnergyMeter();
+  engine::EngineOptions engine_options = options.engine;
+  engine_options.energy = host->energy_.get();
+  spdlog::info("energy meter: {}", host->energy_ != nullptr ? host->energy_->name() : "none on this device");
   absl::StatusOr<std::unique_ptr<engine::Engine>> engine =
-      engine::Engine::Create(*host->model_, host->tokenizer_.get(), eos_ids, options.engine);
+      engine::Engine::Create(*host->model_, host->tokenizer_.get(), eos_ids, engine_options);
   EMBERGATE_RETURN_IF_ERROR(engine.status());
   host->engine_ = *std::move(engine);
 

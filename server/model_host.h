@@ -40,6 +40,7 @@ class ModelHost {
   std::unique_ptr<engine::Tokenizer> tokenizer_;
   std::unique_ptr<engine::ThreadPool> pool_;
   std::unique_ptr<engine::DecoderModel> model_;
+  std::unique_ptr<engine::EnergyMeter> energy_;  // null: the device has none
   std::unique_ptr<engine::Engine> engine_;
   ServedModel served_;
 };

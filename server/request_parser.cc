@@ -24,7 +24,7 @@ constexpr int kGenerateTopMax = 20;
 constexpr int kScoreTopMax = 1000;
 constexpr int64_t kScoreCellsMax = 100'000;
 constexpr int kDetokenizeIdsMax = 1 << 20;
-constexpr size_t kRequestIdBytesMax = 128;
+constexpr size_t kLabelBytesMax = 128;
 
 absl::Status NotSupported(absl::string_view message) {
   return WithReason(absl::FailedPreconditionError(message), "NOT_SUPPORTED_BY_MODEL");
@@ -212,10 +212,32 @@ engine::StopParams ParseStopping(const v1::Stopping& proto, size_t prompt_tokens
   return params;
 }
 
-void CheckRequestId(const std::string& id, Violations& violations) {
-  const bool printable = std::all_of(id.begin(), id.end(), [](char c) { return c >= 0x20 && c <= 0x7e; });
-  if (id.size() > kRequestIdBytesMax || !printable) {
-    violations.Add("request_id", absl::StrCat("must be at most ", kRequestIdBytesMax, " printable ASCII characters"));
+void CheckLabel(const std::string& text, const char* field, Violations& violations) {
+  const bool printable = std::all_of(text.begin(), text.end(), [](char c) { return c >= 0x20 && c <= 0x7e; });
+  if (text.size() > kLabelBytesMax || !printable) {
+    violations.Add(field, absl::StrCat("must be at most ", kLabelBytesMax, " printable ASCII characters"));
+  }
+}
+
+// What GenerateRequest and ScoreRequest have in common.
+template <typename Proto>
+void ParseScheduling(const Proto& proto, engine::GenerateRequest& request, Violations& violations) {
+  CheckLabel(proto.request_id(), "request_id", violations);
+  CheckLabel(proto.client_key(), "client_key", violations);
+  if (!proto.client_key().empty()) {
+    request.client_key = absl::StrCat("key ", proto.client_key());
+  }
+  switch (proto.priority()) {
+    case v1::PRIORITY_UNSPECIFIED:
+    case v1::PRIORITY_INTERACTIVE:
+      request.priority = engine::Priority::kInteractive;
+      return;
+    case v1::PRIORITY_BATCH:
+      request.priority = engine::Priority::kBatch;
+      return;
+    default:
+      violations.Add("priority",
+                     absl::StrCat("is no value that this server knows: ", static_cast<int>(proto.priority())));
   }
 }
 
@@ -238,7 +260,7 @@ absl::StatusOr<engine::GenerateRequest> ParseGenerateRequest(const v1::GenerateR
       Bounded(int64_t{logprobs.prompt_top()}, "logprobs.prompt_top", 0, kGenerateTopMax, violations);
   request.prompt_logprobs = logprobs.prompt() || request.prompt_top_logprobs > 0;
   request.special_in_text = proto.special_in_text();
-  CheckRequestId(proto.request_id(), violations);
+  ParseScheduling(proto, request, violations);
   EMBERGATE_RETURN_IF_ERROR(violations.ToStatus());
   return request;
 }
@@ -265,7 +287,7 @@ absl::StatusOr<engine::GenerateRequest> ParseScoreRequest(const v1::ScoreRequest
   if (cells > kScoreCellsMax) {
     violations.Add("top", absl::StrCat("tokens * (1 + top) must be at most ", kScoreCellsMax, ", is ", cells));
   }
-  CheckRequestId(proto.request_id(), violations);
+  ParseScheduling(proto, request, violations);
   EMBERGATE_RETURN_IF_ERROR(violations.ToStatus());
 
   request.sampling = engine::SamplingParams();

@@ -49,6 +49,10 @@ void FillReceipt(const engine::Receipt& from, v1::Receipt& to) {
   to.set_rows_read(from.rows_read);
   to.set_flash_bytes(from.flash_bytes);
   to.set_kv_bytes_peak(from.kv_bytes_peak);
+  if (from.energy_joules.has_value()) {
+    to.set_energy_joules(*from.energy_joules);
+  }
+  to.set_preemptions(from.preemptions);
 }
 
 void FillFinished(const engine::FinishEvent& from, v1::Finished& to) {

@@ -69,6 +69,8 @@ void AddGenerationOptions(CLI::App& app, GenerationFlags& flags) {
   app.add_option("--seed", flags.seed, "The same seed gives the same text");
   app.add_option("--stop", flags.stop, "Text that ends the answer (repeatable)");
   app.add_flag("--ignore-eos", flags.ignore_eos, "Go on past the model's own end");
+  app.add_flag("--batch", flags.batch, "Nobody waits for this: other requests go first");
+  app.add_option("--client-key", flags.client_key, "Whose share of the server this takes");
 }
 
 void Apply(const GenerationFlags& flags, v1::GenerateRequest& request) {
@@ -89,6 +91,10 @@ void Apply(const GenerationFlags& flags, v1::GenerateRequest& request) {
     stopping.add_stop(stop);
   }
   stopping.set_ignore_eos(flags.ignore_eos);
+  if (flags.batch) {
+    request.set_priority(v1::PRIORITY_BATCH);
+  }
+  request.set_client_key(flags.client_key);
 }
 
 absl::StatusOr<std::vector<int32_t>> ParseIds(const std::string& text) {
@@ -136,18 +142,23 @@ nlohmann::json ToJson(const v1::Usage& usage) {
 }
 
 nlohmann::json ToJson(const v1::Receipt& receipt) {
-  return {{"queue_seconds", receipt.queue_seconds()},   {"prefill_seconds", receipt.prefill_seconds()},
-          {"decode_seconds", receipt.decode_seconds()}, {"flash_wait_seconds", receipt.flash_wait_seconds()},
-          {"rows_requested", receipt.rows_requested()}, {"rows_from_cache", receipt.rows_from_cache()},
-          {"rows_read", receipt.rows_read()},           {"flash_bytes", receipt.flash_bytes()},
-          {"kv_bytes_peak", receipt.kv_bytes_peak()}};
+  nlohmann::json json = {
+      {"queue_seconds", receipt.queue_seconds()},   {"prefill_seconds", receipt.prefill_seconds()},
+      {"decode_seconds", receipt.decode_seconds()}, {"flash_wait_seconds", receipt.flash_wait_seconds()},
+      {"rows_requested", receipt.rows_requested()}, {"rows_from_cache", receipt.rows_from_cache()},
+      {"rows_read", receipt.rows_read()},           {"flash_bytes", receipt.flash_bytes()},
+      {"kv_bytes_peak", receipt.kv_bytes_peak()},   {"preemptions", receipt.preemptions()}};
+  if (receipt.has_energy_joules()) {
+    json["energy_joules"] = receipt.energy_joules();
+  }
+  return json;
 }
 
 std::string Summary(const v1::Finished& finished) {
   const v1::Usage& usage = finished.usage();
   const v1::Receipt& receipt = finished.receipt();
   const auto rate = [](double tokens, double seconds) { return seconds > 0 ? tokens / seconds : 0.0; };
-  return absl::StrFormat(
+  std::string summary = absl::StrFormat(
       "%d tokens in (%d cached, %.1f/s), %d out (%.1f/s), ended by %s; queue %.3f s, prefill %.3f s, decode %.3f s\n"
       "flash: %d rows, %d from the cache, %d read, %s; waited %.4f s; attention cache %s\n",
       usage.input_tokens(), usage.cached_tokens(), rate(usage.input_tokens(), receipt.prefill_seconds()),
@@ -155,6 +166,13 @@ std::string Summary(const v1::Finished& finished) {
       FinishReasonName(finished.reason()), receipt.queue_seconds(), receipt.prefill_seconds(), receipt.decode_seconds(),
       receipt.rows_requested(), receipt.rows_from_cache(), receipt.rows_read(), HumanBytes(receipt.flash_bytes()),
       receipt.flash_wait_seconds(), HumanBytes(receipt.kv_bytes_peak()));
+  if (receipt.has_energy_joules()) {
+    summary += absl::StrFormat("energy: %.1f J\n", receipt.energy_joules());
+  }
+  if (receipt.preemptions() > 0) {
+    summary += absl::StrFormat("set aside for interactive requests %d times\n", receipt.preemptions());
+  }
+  return summary;
 }
 
 }  // namespace embergate::server

@@ -44,6 +44,8 @@ struct GenerationFlags {
   int min_tokens = 0;
   std::vector<std::string> stop;
   bool ignore_eos = false;
+  bool batch = false;
+  std::string client_key;
 };
 void AddGenerationOptions(CLI::App& app, GenerationFlags& flags);
 void Apply(const GenerationFlags& flags, v1::GenerateRequest& request);

@@ -252,6 +252,50 @@ TEST(GenerateTest, FullQueueRefusesWithRetryHint) {
   EXPECT_EQ(ReadAll(*second).ids, server.model().Greedy({2, 4}, 4));
 }
 
+TEST(GenerateTest, ADeadlineThatCannotBeMetIsRefusedAtOnceWithoutRetryHint) {
+  ScriptedServerOptions options = SmallServer();
+  options.model.limits.slots_max = 1;
+  ScriptedServer server(options);
+  server.model().set_on_step([](uint64_t) { std::this_thread::sleep_for(std::chrono::milliseconds(5)); });
+  ASSERT_TRUE(Generate(server.stub(), IdsRequest({2, 3}, 30)).status.ok());  // a step's time is known now
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(100));
+  const auto begin = std::chrono::steady_clock::now();
+  const auto reader = server.stub().Generate(&context, IdsRequest({2, 3}, 200));
+  const StreamResult refused = ReadAll(*reader);
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::milliseconds(90)) << "before the deadline itself";
+  EXPECT_EQ(refused.status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_EQ(DetailsOf(refused.status).reason, "DEADLINE_UNREACHABLE");
+  EXPECT_EQ(DetailsOf(refused.status).retry_delay, absl::ZeroDuration());
+  EXPECT_EQ(context.GetServerTrailingMetadata().count("grpc-retry-pushback-ms"), 0u);
+  EXPECT_THAT(refused.status.error_message(), HasSubstr("200 tokens"));
+}
+
+TEST(GenerateTest, BatchRequestsGiveWayAndStillAnswerInFull) {
+  ScriptedServerOptions options = SmallServer();
+  options.model.limits.slots_max = 1;
+  ScriptedServer server(options);
+  server.gate().Close();
+  const auto batch_context = BoundedContext();
+  v1::GenerateRequest request = IdsRequest({2, 3}, 40);
+  request.set_priority(v1::PRIORITY_BATCH);
+  const auto batch = server.stub().Generate(batch_context.get(), request);
+  server.gate().AwaitWaiting();
+  server.gate().Permit(5);
+  server.gate().AwaitWaiting();
+  const auto context = BoundedContext();
+  const auto interactive = server.stub().Generate(context.get(), IdsRequest({2, 4}, 4));
+  ASSERT_TRUE(Eventually([&] { return server.engine().Snapshot().requests_accepted == 2; }));
+  server.gate().Open();
+  const StreamResult quick = ReadAll(*interactive);
+  const StreamResult slow = ReadAll(*batch);
+  ASSERT_TRUE(quick.status.ok() && slow.status.ok());
+  EXPECT_EQ(quick.ids, server.model().Greedy({2, 4}, 4));
+  EXPECT_EQ(slow.ids, server.model().Greedy({2, 3}, 40));
+  EXPECT_EQ(slow.last.receipt().preemptions(), 1);
+  EXPECT_EQ(quick.last.receipt().preemptions(), 0);
+}
+
 TEST(GenerateTest, LoadingAndDrainingAreUnavailable) {
   ScriptedServerOptions options = SmallServer();
   options.ready = false;

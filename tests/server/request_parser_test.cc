@@ -89,6 +89,8 @@ TEST(RequestParserTest, EachBadFieldIsNamed) {
       {"logprobs.prompt_top", [](auto& r) { r.mutable_logprobs()->set_prompt_top(-1); }},
       {"request_id", [](auto& r) { r.set_request_id(std::string(129, 'a')); }},
       {"request_id", [](auto& r) { r.set_request_id("line\nbreak"); }},
+      {"client_key", [](auto& r) { r.set_client_key(std::string(129, 'a')); }},
+      {"priority", [](auto& r) { r.set_priority(static_cast<v1::Priority>(77)); }},
   };
   const ServedModel model = IdsModel();
   for (size_t i = 0; i < rows.size(); ++i) {

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <deque>
 #include <functional>
 #include <limits>
 #include <memory>
@@ -48,6 +49,7 @@ std::vector<int32_t> Prompt(int size, int salt = 0) {
 class EngineTest : public ::testing::Test {
  protected:
   void Make(ScriptedModelOptions model_options = {}, EngineOptions options = {}, std::vector<int32_t> eos_ids = {}) {
+    engine_.reset();  // before its model
     model_options.clock = &clock_;
     if (model_options.step_base == absl::ZeroDuration()) {
       model_options.step_base = absl::Milliseconds(10);
@@ -578,7 +580,252 @@ TEST_F(EngineTest, ClientsTakeTurnsAndBatchWorkComesLater) {
       }
     }
   }
-  EXPECT_EQ(order, (std::vector<size_t>{0, 4, 7, 5, 6, 1, 2, 3}));
+  EXPECT_EQ(order, (std::vector<size_t>{4, 7, 5, 6, 0, 1, 2, 3})) << "the running batch request was set aside, too";
+}
+
+// ---- Pre-emption -----------------------------------------------------------------------------------
+GenerateRequest Batch(GenerateRequest request) {
+  request.priority = Priority::kBatch;
+  return request;
+}
+
+TEST_F(EngineTest, ABatchRequestSetAsideAtAnyPointGoesOnWithTheSameTokens) {
+  ScriptedModelOptions model_options;
+  model_options.limits.slots_max = 1;
+  EngineOptions options;
+  options.prefill_chunk_max = 8;
+  GenerateRequest request = Greedy(Prompt(30), 25);
+  request.sampling.temperature = 0.9f;
+  request.sampling.repetition_penalty = 1.2f;
+  request.sampling.seed = 7;
+  Make(model_options, options);
+  RecordingSink alone;
+  Submit(request, &alone);
+  RunAll();
+  ASSERT_EQ(alone.ids.size(), 25u);
+  for (int steps = 1; steps < 28; ++steps) {  // in the prompt, at its end, at each token
+    Make(model_options, options);
+    RecordingSink batch;
+    RecordingSink interactive;
+    const int64_t begin = clock_.NowNs();
+    Submit(Batch(request), &batch);
+    for (int i = 0; i < steps; ++i) {
+      engine_->StepOnce();
+    }
+    const size_t before = batch.ids.size();
+    Submit(Greedy(Prompt(9, 1), 5), &interactive);
+    engine_->StepOnce();
+    EXPECT_EQ(batch.ids.size(), before) << "it has no slot now";
+    RunAll();
+    EXPECT_EQ(interactive.ids, model_->Greedy(Prompt(9, 1), 5));
+    EXPECT_EQ(batch.ids, alone.ids) << "set aside after step " << steps;
+    EXPECT_EQ(batch.finish->reason, FinishReason::kLength);
+    EXPECT_EQ(batch.finish->receipt.preemptions, 1);
+    EXPECT_EQ(batch.finish->receipt.generated_tokens, 25);
+    EXPECT_EQ(engine_->Snapshot().preemptions, 1u);
+    EXPECT_THAT(batch.violations, IsEmpty());
+    EXPECT_LT(interactive.finish->receipt.queue_seconds, 0.05) << "at most the step that was under way";
+    // The time without a slot is waiting, and every second is counted once.
+    const Receipt& receipt = batch.finish->receipt;
+    EXPECT_GE(receipt.queue_seconds, interactive.finish->receipt.prefill_seconds);
+    EXPECT_NEAR(receipt.queue_seconds + receipt.prefill_seconds + receipt.decode_seconds,
+                absl::ToDoubleSeconds(absl::Nanoseconds(clock_.NowNs() - begin)), 1e-9);
+  }
+}
+
+TEST_F(EngineTest, AScoredPromptSetAsideIsScoredOnce) {
+  ScriptedModelOptions model_options;
+  model_options.limits.slots_max = 1;
+  GenerateRequest request = Greedy(Prompt(60), 3);
+  request.prompt_logprobs = true;
+  Make(model_options);
+  RecordingSink alone;
+  Submit(request, &alone);
+  RunAll();
+  ASSERT_EQ(alone.prompt.size(), 59u);
+  for (int steps = 1; steps < 6; ++steps) {
+    Make(model_options);
+    RecordingSink batch;
+    RecordingSink interactive;
+    Submit(Batch(request), &batch);
+    for (int i = 0; i < steps; ++i) {
+      engine_->StepOnce();
+    }
+    Submit(Greedy(Prompt(9, 1), 5), &interactive);
+    RunAll();
+    ASSERT_EQ(batch.prompt.size(), alone.prompt.size()) << steps;
+    for (size_t i = 0; i < alone.prompt.size(); ++i) {
+      EXPECT_EQ(batch.prompt[i].chosen.id, alone.prompt[i].chosen.id);
+      EXPECT_EQ(batch.prompt[i].chosen.logprob, alone.prompt[i].chosen.logprob);
+    }
+    EXPECT_EQ(batch.ids, alone.ids);
+    EXPECT_EQ(batch.finish->receipt.preemptions, 1);
+    EXPECT_THAT(batch.violations, IsEmpty());
+  }
+}
+
+TEST_F(EngineTest, KvIsTakenFromAsManyBatchRequestsAsItNeeds) {
+  ScriptedModelOptions model_options;
+  model_options.kv_tokens = 300;
+  Make(model_options);
+  std::vector<RecordingSink> batch(3);
+  RecordingSink interactive;
+  for (size_t i = 0; i < batch.size(); ++i) {
+    Submit(Batch(Greedy(Prompt(10, static_cast<int>(i)), 80)), &batch[i]);  // 90 positions each
+    engine_->StepOnce();
+  }
+  Submit(Greedy(Prompt(90, 5), 20), &interactive);  // 110; 30 are free: one of 90 will do
+  engine_->StepOnce();
+  EXPECT_EQ(engine_->Snapshot().preemptions, 1u);
+  RunAll();
+  EXPECT_EQ(interactive.ids, model_->Greedy(Prompt(90, 5), 20));
+  for (size_t i = 0; i < batch.size(); ++i) {
+    EXPECT_EQ(batch[i].ids, model_->Greedy(Prompt(10, static_cast<int>(i)), 80)) << i;
+    EXPECT_EQ(batch[i].finish->reason, FinishReason::kLength);
+  }
+  EXPECT_EQ(batch[2].finish->receipt.preemptions, 1) << "the youngest has the least to compute again";
+}
+
+TEST_F(EngineTest, InteractiveRequestsWithoutAnEndStillLeaveBatchWorkItsShare) {
+  ScriptedModelOptions model_options;
+  model_options.limits.slots_max = 1;
+  Make(model_options);
+  RecordingSink batch;
+  Submit(Batch(Greedy(Prompt(40), 40)), &batch);
+  std::deque<RecordingSink> interactive;
+  int submitted = 0;
+  for (int step = 0; step < 20000 && !batch.finish.has_value(); ++step) {
+    while (engine_->Snapshot().waiting < 2) {
+      interactive.emplace_back();
+      Submit(Greedy(Prompt(5, submitted++), 5), &interactive.back());
+    }
+    engine_->StepOnce();
+  }
+  ASSERT_TRUE(batch.finish.has_value()) << "it starved";
+  EXPECT_EQ(batch.ids, model_->Greedy(Prompt(40), 40));
+  EXPECT_GT(batch.finish->receipt.preemptions, 1);
+  RunAll();
+}
+
+TEST_F(EngineTest, ABatchRequestThatIsCancelledOrLateWhileSetAsideEndsAsThat) {
+  ScriptedModelOptions model_options;
+  model_options.limits.slots_max = 1;
+  for (const bool late : {false, true}) {
+    Make(model_options);
+    RecordingSink batch;
+    RecordingSink interactive;
+    GenerateRequest request = Batch(Greedy(Prompt(5), 50));
+    if (late) {
+      request.deadline = clock_.WallNow() + absl::Milliseconds(120);
+    }
+    const RequestId id = Submit(std::move(request), &batch);
+    engine_->StepOnce();
+    engine_->StepOnce();
+    Submit(Greedy(Prompt(9, 1), 30), &interactive);
+    engine_->StepOnce();
+    if (!late) {
+      engine_->Cancel(id);
+    }
+    RunAll();
+    EXPECT_EQ(batch.finish->reason, late ? FinishReason::kDeadline : FinishReason::kCancelled);
+    EXPECT_EQ(interactive.ids, model_->Greedy(Prompt(9, 1), 30));
+    EXPECT_EQ(engine_->Snapshot().waiting_tokens, 0);
+    EXPECT_EQ(engine_->Snapshot().waiting_bytes, 0);
+  }
+}
+
+// ---- Deadlines at admission --------------------------------------------------------------------------
+TEST_F(EngineTest, ADeadlineThatCannotBeMetIsRefusedAtOnce) {
+  ScriptedModelOptions model_options;
+  model_options.limits.slots_max = 1;
+  Make(model_options);
+  RecordingSink first;
+  Submit(Greedy(Prompt(40), 20), &first);
+  RunAll();  // 10 ms and 1 ms per token: a step of one takes 11 ms, a prompt's token a little over 1 ms
+  RecordingSink sink;
+  GenerateRequest request = Greedy(Prompt(40), 20);
+  request.stop.ignore_eos = true;
+  request.deadline = clock_.WallNow() + absl::Milliseconds(100);
+  const absl::Status never = engine_->Submit(request, &sink).status();
+  EXPECT_EQ(never.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(RefusalReason(never), "DEADLINE_UNREACHABLE");
+  EXPECT_FALSE(RetryAfter(never).has_value()) << "no later try would do";
+  EXPECT_EQ(engine_->Snapshot().refused_late, 1u);
+  request.deadline = clock_.WallNow() + absl::Milliseconds(400);
+  Submit(request, &sink);
+  // Who may stop early is not refused for tokens that it may never generate.
+  RecordingSink early;
+  request.stop.ignore_eos = false;
+  request.deadline = clock_.WallNow() + absl::Milliseconds(100);
+  Submit(request, &early);
+  RunAll();
+  EXPECT_EQ(sink.finish->reason, FinishReason::kLength) << "it was in time, as estimated";
+}
+
+TEST_F(EngineTest, ADeadlineBehindAQueueIsRefusedWithTheTimeAfterWhichItCouldBeMet) {
+  ScriptedModelOptions model_options;
+  model_options.limits.slots_max = 1;
+  Make(model_options);
+  std::deque<RecordingSink> sinks;
+  const auto submit = [&](absl::Time deadline) {
+    sinks.emplace_back();
+    GenerateRequest request = Greedy(Prompt(5, static_cast<int>(sinks.size())), 20);
+    request.stop.ignore_eos = true;
+    request.deadline = deadline;
+    return engine_->Submit(std::move(request), &sinks.back()).status();
+  };
+  for (int i = 0; i < 4; ++i) {
+    EXPECT_TRUE(submit(absl::InfiniteFuture()).ok());
+  }
+  while (engine_->Snapshot().waiting > 1) {
+    engine_->StepOnce();
+  }
+  // About 225 ms each: the running one and one more go before.
+  const absl::Status late = submit(clock_.WallNow() + absl::Milliseconds(300));
+  EXPECT_EQ(late.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(RefusalReason(late), "DEADLINE_UNREACHABLE");
+  ASSERT_TRUE(RetryAfter(late).has_value());
+  EXPECT_GT(*RetryAfter(late), absl::Milliseconds(100));
+  EXPECT_LT(*RetryAfter(late), absl::Milliseconds(700));
+  clock_.Advance(absl::ZeroDuration());
+  EXPECT_TRUE(submit(clock_.WallNow() + absl::Milliseconds(900)).ok());
+  RunAll();
+  EXPECT_EQ(sinks.back().finish->reason, FinishReason::kLength);
+}
+
+TEST_F(EngineTest, EnergyIsDividedByTokensAndIdleTimeIsNobodys) {
+  class Meter : public EnergyMeter {
+   public:
+    explicit Meter(const ManualClock& clock) : clock_(clock) {}
+    double Joules() const override { return 4.0 * static_cast<double>(clock_.NowNs()) * 1e-9; }  // 4 W
+    const std::string& name() const override { return name_; }
+
+   private:
+    const ManualClock& clock_;
+    const std::string name_ = "clock";
+  } meter(clock_);
+  EngineOptions options;
+  options.energy = &meter;
+  Make({}, options);
+  const int64_t begin = clock_.NowNs();
+  std::vector<RecordingSink> sinks(2);
+  Submit(Greedy(Prompt(30), 10), &sinks[0]);
+  Submit(Greedy(Prompt(10, 1), 10), &sinks[1]);
+  RunAll();
+  const double joules = 4.0 * static_cast<double>(clock_.NowNs() - begin) * 1e-9;
+  clock_.Advance(absl::Seconds(100));
+  engine_->StepOnce();
+  RecordingSink later;
+  Submit(Greedy(Prompt(10, 1), 10), &later);
+  RunAll();
+  EXPECT_NEAR(*sinks[0].finish->receipt.energy_joules + *sinks[1].finish->receipt.energy_joules, joules, 1e-9);
+  EXPECT_GT(*sinks[0].finish->receipt.energy_joules, *sinks[1].finish->receipt.energy_joules);
+  EXPECT_LT(*later.finish->receipt.energy_joules, 1.0);
+  Make();
+  RecordingSink without;
+  Submit(Greedy(Prompt(10, 1), 10), &without);
+  RunAll();
+  EXPECT_FALSE(without.finish->receipt.energy_joules.has_value());
 }
 
 TEST_F(EngineTest, DrainFinishesWhatRunsAndRefusesWhatComes) {

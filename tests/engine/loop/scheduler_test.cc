@@ -50,9 +50,25 @@ struct Case {
   }
 };
 
-RunningSequence Decodes(uint64_t served = 0) { return {0, false, true, served}; }
-RunningSequence Prompt(int tokens, uint64_t served = 0) { return {tokens, false, true, served}; }
-RunningSequence Score(int tokens, uint64_t served = 0) { return {tokens, true, false, served}; }
+RunningSequence Running(int prefill_tokens, bool all_logits, bool last_logits, uint64_t served) {
+  RunningSequence sequence;
+  sequence.prefill_tokens = prefill_tokens;
+  sequence.all_logits = all_logits;
+  sequence.last_logits = last_logits;
+  sequence.served_step = served;
+  return sequence;
+}
+RunningSequence Decodes(uint64_t served = 0) { return Running(0, false, true, served); }
+RunningSequence Prompt(int tokens, uint64_t served = 0) { return Running(tokens, false, true, served); }
+RunningSequence Score(int tokens, uint64_t served = 0) { return Running(tokens, true, false, served); }
+RunningSequence Batch(int computed, int64_t kv_tokens) {
+  RunningSequence sequence = Decodes();
+  sequence.preemptible = true;
+  sequence.computed = computed;
+  sequence.kv_tokens = kv_tokens;
+  return sequence;
+}
+WaitingRequest Waiting(int64_t kv_tokens, bool preempts = false) { return {10, false, true, kv_tokens, preempts}; }
 
 TEST(SchedulerTest, NothingToDoGivesAnEmptyPlan) {
   const StepPlan plan = Case{}.Plan();
@@ -123,7 +139,7 @@ TEST(SchedulerTest, TooFewRowsRotateTheStreams) {
 
 TEST(SchedulerTest, AdmissionIsInOrderAndWithinSlotsAndKv) {
   Case c;
-  c.waiting = {{10, false, true, 100}, {10, false, true, 200}, {10, false, true, 10}};
+  c.waiting = {Waiting(100), Waiting(200), Waiting(10)};
   c.slots_free = 3;
   c.kv_tokens_free = 250;
   EXPECT_EQ(c.Plan().admitted, 1) << "the third would fit, but nobody overtakes";
@@ -136,10 +152,67 @@ TEST(SchedulerTest, AdmissionIsInOrderAndWithinSlotsAndKv) {
 TEST(SchedulerTest, AnAdmittedRequestComputesInTheSameStep) {
   Case c;
   c.running = {Decodes()};
-  c.waiting = {{10, false, true, 100}};
+  c.waiting = {Waiting(100)};
   c.slots_free = 1;
   c.kv_tokens_free = 100;
   EXPECT_THAT(c.Plan().chunks, ElementsAre(PlannedChunk{0, 1, kLast}, PlannedChunk{1, 10, kLast}));
+}
+
+// ---- Pre-emption ----------------------------------------------------------------------------------
+Preemption PreemptionOf(const Case& c) {
+  SchedulerInput input;
+  input.running = c.running;
+  input.waiting = c.waiting;
+  input.slots_free = c.slots_free;
+  input.kv_tokens_free = c.kv_tokens_free;
+  Preemption preemption;
+  PlanPreemption(input, &preemption);
+  return preemption;
+}
+
+TEST(PreemptionTest, ARequestThatGetsASlotAnywayTakesNobodys) {
+  Case c;
+  c.running = {Batch(5, 100)};
+  c.waiting = {Waiting(100, true)};
+  c.slots_free = 1;
+  c.kv_tokens_free = 100;
+  EXPECT_EQ(PreemptionOf(c).waiting, -1);
+  c.waiting = {Waiting(100, false)};
+  c.slots_free = 0;
+  EXPECT_EQ(PreemptionOf(c).waiting, -1) << "batch work displaces nobody";
+}
+
+TEST(PreemptionTest, TheOneWithTheLeastToComputeAgainGivesItsSlot) {
+  Case c;
+  c.running = {Batch(50, 100), Batch(5, 100), Decodes(), Batch(5, 100)};
+  c.waiting = {Waiting(80, false), Waiting(100, true), Waiting(100, true)};
+  const Preemption preemption = PreemptionOf(c);
+  EXPECT_EQ(preemption.waiting, 1) << "the first that may";
+  EXPECT_THAT(preemption.victims, ElementsAre(3)) << "of equals the youngest";
+}
+
+TEST(PreemptionTest, KvIsGatheredFromAsFewAsWillDo) {
+  Case c;
+  c.slots_free = 1;
+  c.kv_tokens_free = 20;
+  c.running = {Batch(50, 200), Batch(5, 30), Batch(10, 40)};
+  c.waiting = {Waiting(90, true)};
+  EXPECT_THAT(PreemptionOf(c).victims, ElementsAre(1, 2)) << "30 + 40 + 20 are enough";
+  c.waiting = {Waiting(120, true)};
+  EXPECT_THAT(PreemptionOf(c).victims, ElementsAre(0)) << "200 alone will do, so the cheap ones stay";
+  c.waiting = {Waiting(291, true)};
+  EXPECT_EQ(PreemptionOf(c).waiting, -1);
+  EXPECT_THAT(PreemptionOf(c).victims, IsEmpty()) << "nobody is set aside in vain";
+}
+
+TEST(PreemptionTest, ASlotBehindOneThatDoesNotFitCostsNobodyAnything) {
+  Case c;
+  c.slots_free = 1;
+  c.kv_tokens_free = 50;
+  c.running = {Batch(5, 100)};
+  c.waiting = {Waiting(80, false), Waiting(40, true)};
+  EXPECT_EQ(PreemptionOf(c).waiting, 1);
+  EXPECT_THAT(PreemptionOf(c).victims, IsEmpty());
 }
 
 // ---- Simulator ------------------------------------------------------------------------------------
@@ -151,10 +224,12 @@ struct SimRequest {
   bool all_logits = false;
   int decode = 0;  // tokens to generate; 0 = scoring
   int64_t kv = 0;
+  bool batch = false;
 };
 
 struct SimSequence {
   RunningSequence view;
+  SimRequest request;
   int decode_left = 0;
   int64_t kv = 0;
   uint64_t oldest_since = 0;  // when it became the oldest prompt
@@ -179,10 +254,13 @@ class Simulator {
       request.all_logits = below(5) == 0;
       request.decode = request.all_logits && below(2) == 0 ? 0 : 1 + below(5);
       request.kv = std::min<int64_t>(request.prefill + request.decode, kv_total_);
+      request.batch = below(3) == 0;
       requests_.push_back(request);
       work_ += request.prefill + request.decode;
     }
   }
+
+  int preemptions() const { return preemptions_; }
 
   void Run() {
     int64_t kv_free = kv_total_;
@@ -190,8 +268,10 @@ class Simulator {
     std::vector<SimRequest> waiting;
     std::vector<SimSequence> running;
     StepPlan plan;
-    // Every step computes at least one token, so the steps are no more than work plus idle time before arrivals.
-    const uint64_t steps_max = static_cast<uint64_t>(work_ + requests_.back().arrival + 1);
+    // Every step computes at least one token, so the steps are no more than work plus idle time before arrivals. Each
+    // request that takes slots can make all the others compute again, once.
+    const uint64_t steps_max =
+        static_cast<uint64_t>(work_ * static_cast<int64_t>(requests_.size()) + requests_.back().arrival + 1);
     for (uint64_t step = 1;; ++step) {
       ASSERT_LE(step, steps_max + 1) << "no progress";
       while (arrived < requests_.size() && requests_[arrived].arrival < static_cast<int>(step)) {
@@ -209,7 +289,16 @@ class Simulator {
       }
       std::vector<WaitingRequest> queue;
       for (const SimRequest& r : waiting) {
-        queue.push_back({r.prefill, r.all_logits, r.decode > 0, r.kv});
+        queue.push_back({r.prefill, r.all_logits, r.decode > 0, r.kv, !r.batch});
+      }
+      ASSERT_NO_FATAL_FAILURE(Preempt(views, queue, &waiting, &running, &kv_free));
+      views.clear();
+      for (const SimSequence& s : running) {
+        views.push_back(s.view);
+      }
+      queue.clear();
+      for (const SimRequest& r : waiting) {
+        queue.push_back({r.prefill, r.all_logits, r.decode > 0, r.kv, !r.batch});
       }
       SchedulerInput input;
       input.limits = limits_;
@@ -226,11 +315,76 @@ class Simulator {
   }
 
  private:
+  // Applies PlanPreemption, and checks that it sets aside neither the wrong ones nor more than it needs.
+  void Preempt(const std::vector<RunningSequence>& views, const std::vector<WaitingRequest>& queue,
+               std::vector<SimRequest>* waiting, std::vector<SimSequence>* running, int64_t* kv_free) {
+    SchedulerInput input;
+    input.running = views;
+    input.waiting = queue;
+    input.slots_free = slots_ - static_cast<int>(running->size());
+    input.kv_tokens_free = *kv_free;
+    Preemption preemption;
+    PlanPreemption(input, &preemption);
+    if (preemption.waiting < 0) {
+      ASSERT_TRUE(preemption.victims.empty());
+      return;
+    }
+    const SimRequest wanting = (*waiting)[static_cast<size_t>(preemption.waiting)];
+    ASSERT_FALSE(wanting.batch);
+    std::sort(preemption.victims.begin(), preemption.victims.end());
+    ASSERT_EQ(std::unique(preemption.victims.begin(), preemption.victims.end()), preemption.victims.end());
+    int64_t freed = 0;
+    for (const int victim : preemption.victims) {
+      ASSERT_TRUE((*running)[static_cast<size_t>(victim)].view.preemptible);
+      freed += (*running)[static_cast<size_t>(victim)].kv;
+    }
+    // Those before it that get slots anyway keep them.
+    int slots = input.slots_free + static_cast<int>(preemption.victims.size());
+    int64_t kv = *kv_free + freed;
+    int slots_free = input.slots_free;
+    int64_t kv_left = *kv_free;
+    for (const WaitingRequest& request : queue) {
+      if (slots_free == 0 || request.kv_tokens > kv_left) {
+        break;
+      }
+      --slots_free;
+      --slots;
+      kv_left -= request.kv_tokens;
+      kv -= request.kv_tokens;
+    }
+    ASSERT_GE(slots, 1);
+    ASSERT_GE(kv, wanting.kv);
+    for (const int victim : preemption.victims) {
+      ASSERT_TRUE(slots == 1 || kv - (*running)[static_cast<size_t>(victim)].kv < wanting.kv) << "one too many";
+    }
+    waiting->erase(waiting->begin() + preemption.waiting);
+    waiting->insert(waiting->begin(), wanting);
+    for (auto victim = preemption.victims.rbegin(); victim != preemption.victims.rend(); ++victim) {
+      const SimSequence& s = (*running)[static_cast<size_t>(*victim)];
+      SimRequest again = s.request;
+      // Its generated tokens, but for the last one, which is computed as the first step's.
+      again.prefill = s.request.prefill + std::max(0, s.request.decode - s.decode_left);
+      again.decode = s.decode_left;
+      again.all_logits = false;
+      *kv_free += s.kv;
+      waiting->push_back(again);
+      running->erase(running->begin() + *victim);
+    }
+    ++preemptions_;
+  }
+
   void Admit(const StepPlan& plan, uint64_t step, std::vector<SimRequest>* waiting, std::vector<SimSequence>* running,
              int64_t* kv_free) {
     for (int i = 0; i < plan.admitted; ++i) {
       const SimRequest& r = (*waiting)[static_cast<size_t>(i)];
-      running->push_back({{r.prefill, r.all_logits, r.decode > 0, step}, r.decode, r.kv});
+      SimSequence s;
+      s.view = Running(r.prefill, r.all_logits, r.decode > 0, step);
+      s.view.preemptible = r.batch;
+      s.view.kv_tokens = r.kv;
+      s.request = r;
+      s.decode_left = r.decode;
+      s.kv = r.kv;
+      running->push_back(s);
       *kv_free -= r.kv;
     }
     waiting->erase(waiting->begin(), waiting->begin() + plan.admitted);
@@ -255,6 +409,7 @@ class Simulator {
       ASSERT_GE(chunk.tokens, 1);
       tokens += chunk.tokens;
       s.view.served_step = step;
+      s.view.computed += chunk.tokens;
       if (s.view.prefill_tokens == 0) {
         ASSERT_EQ(chunk.tokens, 1);
         ASSERT_EQ(chunk.logits, kLast);
@@ -306,6 +461,7 @@ class Simulator {
   }
 
   SchedulerLimits limits_;
+  int preemptions_ = 0;
   int slots_ = 0;
   int budget_ = 0;
   int64_t kv_total_ = 0;
@@ -315,13 +471,16 @@ class Simulator {
 
 TEST(SchedulerTest, HundredThousandRandomWorkloadsEndWithinTheLimitsAndStarveNobody) {
   std::mt19937 random(20);
+  int64_t preemptions = 0;
   for (int i = 0; i < 100000; ++i) {
     Simulator simulator(random);
     simulator.Run();
+    preemptions += simulator.preemptions();
     if (HasFatalFailure() || HasNonfatalFailure()) {
       FAIL() << "workload " << i;
     }
   }
+  EXPECT_GT(preemptions, 10000) << "the workloads should exercise them";
 }
 
 }  // namespace

@@ -1,0 +1,65 @@
+#include "engine/admission.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+
+namespace embergate::engine {
+namespace {
+
+constexpr double kWeight = 0.2;  // of a new measurement in the mean
+
+std::string Seconds(int64_t ns) { return absl::FormatDuration(absl::Milliseconds((ns + 999'999) / 1'000'000)); }
+
+Admission Full(absl::Status status) { return {Refusal::kQueueFull, std::move(status)}; }
+
+}  // namespace
+
+Admission Admit(const QueueState& queue, const QueueLimits& limits, const Speed& speed, const Arrival& arrival) {
+  if (queue.waiting >= limits.waiting_max + limits.slots_free) {
+    return Full(absl::ResourceExhaustedError(absl::StrCat("the queue is full: ", queue.waiting,
+                                                          " requests wait for one of ", limits.slots_max,
+                                                          " slots, and no more than ", limits.waiting_max, " may")));
+  }
+  if (queue.tokens > 0 && queue.tokens + arrival.prompt_tokens > limits.tokens_max) {
+    return Full(
+        absl::ResourceExhaustedError(absl::StrCat("the queue is full: ", queue.tokens, " prompt tokens wait, ",
+                                                  arrival.prompt_tokens, " more would exceed ", limits.tokens_max)));
+  }
+  if (queue.bytes > 0 && queue.bytes + arrival.bytes > limits.bytes_max) {
+    return Full(
+        absl::ResourceExhaustedError(absl::StrCat("the queue is full: its requests hold ", queue.bytes, " bytes, ",
+                                                  arrival.bytes, " more would exceed ", limits.bytes_max)));
+  }
+  Admission admission;
+  admission.alone_ns = static_cast<int64_t>(speed.prefill_token_ns * arrival.prompt_tokens +
+                                            speed.decode_step_ns * std::max(0, arrival.tokens_certain - 1));
+  admission.wait_ns = std::max<int64_t>(0, static_cast<int64_t>(speed.departure_ns * arrival.ahead) -
+                                               (arrival.ahead > 0 ? arrival.since_departure_ns : 0));
+  const int64_t surplus = admission.wait_ns + admission.alone_ns - arrival.left_ns;
+  if (surplus <= 0 || arrival.left_ns <= 0) {  // one that is over already ends as that, not as refused
+    return admission;
+  }
+  admission.surplus_ns = surplus;
+  const std::string needs = absl::StrCat("a prompt of ", arrival.prompt_tokens, " tokens and ", arrival.tokens_certain,
+                                         arrival.tokens_certain == 1 ? " token" : " tokens", " of output take about ",
+                                         Seconds(admission.alone_ns), " at the speed measured");
+  if (admission.alone_ns > arrival.left_ns) {
+    admission.refusal = Refusal::kNeverInTime;
+    admission.status = absl::ResourceExhaustedError(
+        absl::StrCat("the deadline cannot be met: ", needs, ", and it leaves ", Seconds(arrival.left_ns)));
+  } else {
+    admission.refusal = Refusal::kLate;
+    admission.status = absl::ResourceExhaustedError(absl::StrCat(
+        "the deadline cannot be met: a slot is free in about ", Seconds(admission.wait_ns), " (", arrival.ahead,
+        " requests have to end before), ", needs, ", and the deadline leaves ", Seconds(arrival.left_ns)));
+  }
+  return admission;
+}
+
+void SpeedEstimate::OnMeasured(double ns) {
+  mean_ns_ = mean_ns_ == 0 ? ns : mean_ns_ + kWeight * (ns - mean_ns_);
+  hope_ = 1;
+}
+
+}  // namespace embergate::engine

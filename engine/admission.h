@@ -1,0 +1,75 @@
+// Whether an arriving request is taken into the queue: room, and a deadline that can be met. A pure function of what
+// was measured, so that a test can ask it anything.
+#ifndef EMBERGATE_ENGINE_ADMISSION_H_
+#define EMBERGATE_ENGINE_ADMISSION_H_
+
+#include <cstdint>
+
+#include "absl/status/status.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+
+namespace embergate::engine {
+
+// What waits for a slot, and how much of it may.
+struct QueueState {
+  int waiting = 0;
+  int64_t tokens = 0;  // of their prompts
+  int64_t bytes = 0;   // DRAM that they hold
+};
+struct QueueLimits {
+  int waiting_max = 0;  // besides those for which a slot is free
+  int64_t tokens_max = 0;
+  int64_t bytes_max = 0;
+  int slots_max = 0;  // for the message
+  int slots_free = 0;
+};
+
+// Measured; 0 = not yet, and then counted as no time.
+struct Speed {
+  double prefill_token_ns = 0;
+  double decode_step_ns = 0;
+  double departure_ns = 0;  // mean interval at which requests leave a queue that is not empty
+};
+
+struct Arrival {
+  int prompt_tokens = 0;
+  int64_t bytes = 0;
+  // Tokens that it generates in any case: 1, or more where it asked not to stop before.
+  int tokens_certain = 0;
+  int ahead = 0;        // departures that it has to wait for
+  int64_t left_ns = 0;  // until its deadline
+  int64_t since_departure_ns = 0;
+};
+
+enum class Refusal { kNone, kQueueFull, kLate, kNeverInTime };
+struct Admission {
+  Refusal refusal = Refusal::kNone;
+  absl::Status status;     // says what was exceeded, in numbers; OK when admitted
+  int64_t wait_ns = 0;     // for a slot, as estimated
+  int64_t alone_ns = 0;    // that it would take on an idle machine, as estimated
+  int64_t surplus_ns = 0;  // kLate: how much shorter the wait would have to be
+};
+
+// A request waits for a slot, computes its prompt, then one step per token. It is refused as kLate when that does not
+// end before its deadline; as kNeverInTime when it would not even on an idle machine. One alone may exceed tokens_max
+// and bytes_max: it has to go in some time.
+Admission Admit(const QueueState& queue, const QueueLimits& limits, const Speed& speed, const Arrival& arrival);
+
+// The estimate of a speed, for deadlines: the mean of recent steps, a little more hopeful after each refusal that went
+// by it. Without that, one slow measurement on a server that then refuses everything would never be corrected. A pure
+// state machine. Threads: one at a time.
+class SpeedEstimate {
+ public:
+  void OnMeasured(double ns);
+  void OnRefusal() { hope_ *= 0.9; }
+  double ns() const { return mean_ns_ * hope_; }
+
+ private:
+  double mean_ns_ = 0;
+  double hope_ = 1;
+};
+
+}  // namespace embergate::engine
+
+#endif  // EMBERGATE_ENGINE_ADMISSION_H_

@@ -1,0 +1,92 @@
+// Admission as a pure function: every limit, and deadlines against measured speeds.
+#include "engine/admission.h"
+
+#include <string>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace embergate::engine {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr int64_t kMs = 1'000'000;
+constexpr QueueLimits kLimits = {16, 1000, 10000, 8, 0};
+// 2 ms per prompt token, 50 ms per step, a departure every 500 ms.
+constexpr Speed kSpeed = {2e6, 50e6, 500e6};
+
+Arrival Request(int prompt_tokens, int tokens_certain, int ahead, int64_t left_ms) {
+  Arrival arrival;
+  arrival.prompt_tokens = prompt_tokens;
+  arrival.bytes = 100;
+  arrival.tokens_certain = tokens_certain;
+  arrival.ahead = ahead;
+  arrival.left_ns = left_ms * kMs;
+  return arrival;
+}
+
+TEST(AdmissionTest, TheQueueIsBoundedByRequestsTokensAndBytes) {
+  const Arrival arrival = Request(200, 1, 0, 1000'000);
+  EXPECT_EQ(Admit({15, 800, 9900}, kLimits, kSpeed, arrival).refusal, Refusal::kNone);
+  const struct {
+    QueueState queue;
+    const char* says;
+  } rows[] = {
+      {{16, 800, 9900}, "no more than 16"}, {{15, 801, 9900}, "exceed 1000"}, {{15, 800, 9901}, "exceed 10000"}};
+  for (const auto& row : rows) {
+    const Admission admission = Admit(row.queue, kLimits, kSpeed, arrival);
+    EXPECT_EQ(admission.refusal, Refusal::kQueueFull);
+    EXPECT_THAT(std::string(admission.status.message()), HasSubstr(row.says));
+    EXPECT_TRUE(absl::IsResourceExhausted(admission.status));
+  }
+  Arrival large = Request(5000, 1, 0, 1000'000);
+  large.bytes = 20000;
+  EXPECT_EQ(Admit({0, 0, 0}, kLimits, kSpeed, large).refusal, Refusal::kNone) << "alone, it has to go in some time";
+}
+
+TEST(AdmissionTest, ADeadlineCountsWaitPromptAndCertainTokens) {
+  // 100 tokens: 200 ms; 9 more steps: 450 ms.
+  EXPECT_EQ(Admit({}, kLimits, kSpeed, Request(100, 10, 0, 650)).refusal, Refusal::kNone);
+  const Admission never = Admit({}, kLimits, kSpeed, Request(100, 10, 0, 649));
+  EXPECT_EQ(never.refusal, Refusal::kNeverInTime);
+  EXPECT_EQ(never.alone_ns, 650 * kMs);
+  EXPECT_THAT(std::string(never.status.message()), HasSubstr("650ms"));
+  // The same behind two departures, one of which is 100 ms on its way.
+  Arrival waits = Request(100, 10, 2, 1550);
+  waits.since_departure_ns = 100 * kMs;
+  EXPECT_EQ(Admit({}, kLimits, kSpeed, waits).refusal, Refusal::kNone);
+  waits.left_ns = 1500 * kMs;
+  const Admission late = Admit({}, kLimits, kSpeed, waits);
+  EXPECT_EQ(late.refusal, Refusal::kLate);
+  EXPECT_EQ(late.wait_ns, 900 * kMs);
+  EXPECT_EQ(late.surplus_ns, 50 * kMs) << "when it would have been in time";
+}
+
+TEST(AdmissionTest, WithoutAMeasurementNobodyIsRefusedForADeadline) {
+  EXPECT_EQ(Admit({}, kLimits, Speed(), Request(100, 100, 8, 1)).refusal, Refusal::kNone);
+}
+
+TEST(AdmissionTest, ADeadlineThatIsOverIsNotRefusedButEnds) {
+  EXPECT_EQ(Admit({}, kLimits, kSpeed, Request(100, 1, 0, -5)).refusal, Refusal::kNone);
+}
+
+TEST(SpeedEstimateTest, OneSlowMeasurementDoesNotRefuseForEver) {
+  SpeedEstimate estimate;
+  EXPECT_EQ(estimate.ns(), 0);
+  estimate.OnMeasured(1000);
+  estimate.OnMeasured(2000);
+  EXPECT_DOUBLE_EQ(estimate.ns(), 1200);
+  estimate.OnMeasured(1e9);
+  int refusals = 0;
+  while (estimate.ns() > 2000 && refusals < 1000) {
+    estimate.OnRefusal();
+    ++refusals;
+  }
+  EXPECT_LT(refusals, 120);
+  estimate.OnMeasured(1000);
+  EXPECT_GT(estimate.ns(), 2000) << "a measurement, not hope, decides again";
+}
+
+}  // namespace
+}  // namespace embergate::engine
