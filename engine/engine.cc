@@ -55,8 +55,7 @@ class EngineImpl : public Engine {
         options_(options),
         clock_(options.clock != nullptr ? *options.clock : Clock::Real()),
         limits_{model.limits(), model.FreeKvTokens(), options.top_logprobs_max, tokenizer != nullptr},
-        loop_(model, std::move(eos_ids), options, clock_),
-        resident_bytes_(loop_.resident_bytes()) {
+        loop_(model, std::move(eos_ids), options, clock_) {
     Publish();
     if (options.own_thread) {
       thread_ = std::thread([this] { Run(); });
@@ -170,7 +169,7 @@ class EngineImpl : public Engine {
     return stats;
   }
 
-  std::vector<MemoryPart> Memory() const override { return {{"engine_logits_and_scratch", resident_bytes_}}; }
+  std::vector<MemoryPart> Memory() const override { return PlanMemory(limits_.model); }
 
   bool StepOnce() override {
     absl::Status abort;
@@ -308,7 +307,6 @@ class EngineImpl : public Engine {
   std::atomic<RequestId> next_id_{1};
 
   StepLoop loop_;  // of the thread that makes the passes
-  const uint64_t resident_bytes_;
   std::vector<std::unique_ptr<Sequence>> arrived_;
 
   mutable std::mutex mutex_;
@@ -337,6 +335,10 @@ class EngineImpl : public Engine {
 };
 
 }  // namespace
+
+std::vector<MemoryPart> Engine::PlanMemory(const ModelLimits& limits) {
+  return {{"logits_and_sampler", StepLoop::BytesFor(limits)}};
+}
 
 absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(LanguageModel& model, const Tokenizer* tokenizer,
                                                        std::vector<int32_t> eos_ids, const EngineOptions& options) {

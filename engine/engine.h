@@ -88,6 +88,8 @@ class Engine {
   virtual EngineStats Snapshot() const = 0;
   // DRAM held besides the model's, by part: logits and scratch. Fixed at Create.
   virtual std::vector<MemoryPart> Memory() const = 0;
+  // The same before Create; of the limits it looks at vocab_size and logit_rows_max.
+  static std::vector<MemoryPart> PlanMemory(const ModelLimits& limits);
   // One pass of the loop, for tests with own_thread = false; false when there was nothing to do.
   virtual bool StepOnce() = 0;
 };

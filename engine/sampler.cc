@@ -79,9 +79,9 @@ Sampler::Sampler(int vocab_size) {
   buckets_.resize(kBuckets);
 }
 
-size_t Sampler::resident_bytes() const {
-  return seen_.size() * (sizeof(float) + sizeof(ScoredId) + sizeof(Candidate) + sizeof(Ranked) +
-                         sizeof(std::pair<int32_t, float>) + sizeof(uint16_t) + sizeof(float));
+size_t Sampler::BytesFor(int vocab_size) {
+  return static_cast<size_t>(vocab_size) * (sizeof(float) + sizeof(ScoredId) + sizeof(Candidate) + sizeof(Ranked) +
+                                            sizeof(std::pair<int32_t, float>) + sizeof(uint16_t) + sizeof(float));
 }
 
 absl::StatusOr<int32_t> Sampler::Sample(const SamplingParams& params, const SampleInput& input) {

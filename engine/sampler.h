@@ -45,7 +45,8 @@ class Sampler {
   // Errors: INTERNAL if a logit is not finite (it names the first id), INVALID_ARGUMENT if every token is excluded.
   absl::StatusOr<int32_t> Sample(const SamplingParams& params, const SampleInput& input);
 
-  size_t resident_bytes() const;
+  size_t resident_bytes() const { return BytesFor(static_cast<int>(seen_.size())); }
+  static size_t BytesFor(int vocab_size);
 
  private:
   struct Candidate {

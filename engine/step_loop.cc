@@ -66,9 +66,10 @@ StepLoop::StepLoop(LanguageModel& model, std::vector<int32_t> eos_ids, const Eng
 
 StepLoop::~StepLoop() = default;
 
-size_t StepLoop::resident_bytes() const {
-  return logits_.size() * sizeof(float) + sampler_.resident_bytes() +
-         static_cast<size_t>(limits_.vocab_size) * (sizeof(float) + sizeof(ScoredId));
+size_t StepLoop::BytesFor(const ModelLimits& limits) {
+  const size_t vocab = static_cast<size_t>(limits.vocab_size);
+  return static_cast<size_t>(limits.logit_rows_max) * vocab * sizeof(float) + Sampler::BytesFor(limits.vocab_size) +
+         vocab * (sizeof(float) + sizeof(ScoredId));
 }
 
 int64_t StepLoop::FirstEndNs() const {

@@ -60,7 +60,8 @@ class StepLoop {
   int64_t FirstEndNs() const;
   // Counters, gauges and histograms of this loop; requests_accepted and _refused are the facade's.
   const EngineStats& stats() const { return stats_; }
-  size_t resident_bytes() const;
+  size_t resident_bytes() const { return BytesFor(limits_); }
+  static size_t BytesFor(const ModelLimits& limits);
 
  private:
   struct Pending;  // what sampling decided for one chunk, until it is emitted

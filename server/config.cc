@@ -92,6 +92,7 @@ void AddServeOptions(CLI::App& app, ServeFlags& flags) {
   Add(app, "pending-bytes-max", flags.pending_bytes_max,
       "Answer that may wait for a client that reads slowly; past it, its stream ends")
       ->type_name("SIZE");
+  Add(app, "grpc-buffers", flags.grpc_buffers, "DRAM for gRPC's buffers, all connections together")->type_name("SIZE");
   Add(app, "streams-per-connection", flags.streams_per_connection, "Calls at once on one connection")
       ->check(CLI::Range(1, 65536));
 }
@@ -183,6 +184,11 @@ absl::StatusOr<ServeConfig> Resolve(const ServeFlags& flags) {
   config.grpc.service.pending_bytes_max = static_cast<size_t>(pending_bytes);
   // Room for the prompt as text or as ids of up to five bytes each, and everything else.
   config.grpc.message_bytes_max = static_cast<int>(std::max<uint64_t>(4u << 20, prompt_bytes + (1u << 20)));
+  EMBERGATE_ASSIGN_OR_RETURN(const uint64_t transport_bytes,
+                             Size("--grpc-buffers", flags.grpc_buffers, 4u << 20, uint64_t{1} << 40));
+  config.grpc.transport_bytes_max = static_cast<int64_t>(transport_bytes);
+  config.model.transport_bytes_max = transport_bytes;
+  config.model.pending_bytes_max = pending_bytes;
   config.grpc.streams_per_connection_max = flags.streams_per_connection;
   config.grpc.reflection = !flags.no_reflection;
   config.metrics_address = flags.metrics == "off" ? "" : flags.metrics;

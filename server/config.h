@@ -47,6 +47,7 @@ struct ServeFlags {
   bool no_reflection = false;
   std::string prompt_bytes_max = "1MiB";
   std::string pending_bytes_max = "1MiB";
+  std::string grpc_buffers = "16MiB";
   int streams_per_connection = 64;
 };
 

@@ -22,7 +22,7 @@ struct GrpcServerOptions {
   ServiceOptions service;
   int message_bytes_max = 4 << 20;         // of a request
   int streams_per_connection_max = 64;     // calls at once on one connection
-  int64_t transport_bytes_max = 64 << 20;  // gRPC's own buffers, all connections together
+  int64_t transport_bytes_max = 16 << 20;  // gRPC's own buffers, all connections together
   bool reflection = true;
 };
 

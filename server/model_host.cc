@@ -9,15 +9,11 @@
 #include "engine/convert/gguf_keys.h"
 #include "engine/text/chat.h"
 #include "engine/text/vocabulary.h"
-#include "server/process_memory.h"
+#include "server/dram_plan.h"
 #include "storage/base/status_macros.h"
 
 namespace embergate::server {
 namespace {
-
-// What the process needs besides model, engine and tokenizer: code and libraries, gRPC and its buffers, stacks.
-// Measured: about 30 MiB resident after start with an idle client.
-constexpr uint64_t kProcessBytes = 48u << 20;
 
 absl::Status InFile(const std::string& path, const absl::Status& status) {
   // Errors of the reader name the file already.
@@ -100,9 +96,10 @@ absl::StatusOr<std::unique_ptr<ModelHost>> ModelHost::Load(const ModelHostOption
     spdlog::warn("{} has no tokenizer: requests must give token ids, and answers have no text", path);
   }
 
+  EMBERGATE_RETURN_IF_ERROR(InFile(path, CheckDramBudget(*host->file_, *info, options, tokenizer_bytes)));
   host->pool_ = std::make_unique<engine::ThreadPool>(options.threads);
   engine::DecoderOptions decoder = options.decoder;
-  decoder.dram_reserved_bytes = kProcessBytes + tokenizer_bytes;
+  decoder.dram_budget_bytes = 0;  // it was checked as a whole
   absl::StatusOr<std::unique_ptr<engine::DecoderModel>> model =
       engine::DecoderModel::Load(*host->file_, decoder, *host->pool_, progress);
   EMBERGATE_RETURN_IF_ERROR(InFile(path, model.status()));
@@ -133,14 +130,14 @@ absl::StatusOr<std::unique_ptr<ModelHost>> ModelHost::Load(const ModelHostOption
   served.sampling = SamplingDefaults(*host->file_);
   served.eos_ids = std::move(eos_ids);
   served.waiting_max = options.engine.waiting_max;
-  served.dram_budget_bytes = decoder.dram_budget_bytes;
-  served.memory = [host = host.get(), tokenizer_bytes] {
+  served.dram_budget_bytes = options.decoder.dram_budget_bytes;
+  served.memory = [host = host.get(), tokenizer_bytes, process = ProcessParts(options, host->model_->limits())] {
     std::vector<engine::MemoryPart> parts = host->model_->Memory();
     for (engine::MemoryPart& part : host->engine_->Memory()) {
       parts.push_back(std::move(part));
     }
     parts.push_back({"tokenizer", tokenizer_bytes});
-    parts.push_back({"process", kProcessBytes});
+    parts.insert(parts.end(), process.begin(), process.end());
     return parts;
   };
   if (served.info.table_bytes > 0 && !decoder.table_resident) {

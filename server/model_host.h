@@ -21,6 +21,9 @@ struct ModelHostOptions {
   int threads = 1;
   engine::DecoderOptions decoder;
   engine::EngineOptions engine;
+  // The server's own bounds, for the DRAM budget.
+  uint64_t transport_bytes_max = 0;  // gRPC's buffers
+  uint64_t pending_bytes_max = 0;    // answer that waits for a slow client, per stream
 };
 
 // Owns all of it; destroyed in reverse order. Threads: Load by one; served() by any.

@@ -11,6 +11,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_join.h"
 #include "server/cli/human.h"
+#include "server/dram_plan.h"
 #include "server/logging.h"
 #include "server/metrics.h"
 #include "server/model_host.h"
@@ -110,6 +111,7 @@ void Drain(const ServeConfig& config, ModelHost& host, GrpcServer& server, Signa
 
 int Serve(const ServeConfig& config) {
   InitLogging(config.log_level, config.log_json);
+  BoundAllocator();
   std::signal(SIGPIPE, SIG_IGN);
   SignalPoller poller({SIGTERM, SIGINT});
   spdlog::info("embergate {} starting", kVersion);
