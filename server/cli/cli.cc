@@ -10,6 +10,7 @@ void AddSubcommands(CLI::App& app) {
   AddScore(app);
   AddInfo(app);
   AddHealth(app);
+  AddLoad(app);
   AddLogits(app);
   AddBench(app);
   AddInspect(app);

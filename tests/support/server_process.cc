@@ -20,7 +20,7 @@ using Clock = std::chrono::steady_clock;
 
 // Standard streams are files: nothing can fill up and block.
 pid_t Spawn(const std::string& binary, const std::vector<std::string>& args, const std::string& in,
-            const std::string& out, const std::string& err) {
+            const std::string& out, const std::string& err, const std::string& cgroup_procs = "") {
   std::vector<char*> argv = {const_cast<char*>(binary.c_str())};
   for (const std::string& arg : args) {
     argv.push_back(const_cast<char*>(arg.c_str()));
@@ -42,6 +42,13 @@ pid_t Spawn(const std::string& binary, const std::vector<std::string>& args, con
       if (files[i] < 0 || dup2(files[i], i) < 0) {
         _exit(127);
       }
+    }
+    if (!cgroup_procs.empty()) {
+      const int procs = open(cgroup_procs.c_str(), O_WRONLY);
+      if (procs < 0 || write(procs, "0", 1) != 1) {
+        _exit(127);
+      }
+      close(procs);
     }
     execv(binary.c_str(), argv.data());
     _exit(127);
@@ -105,9 +112,10 @@ RunResult RunBinary(const std::string& binary, const std::vector<std::string>& a
   return result;
 }
 
-ServerProcess::ServerProcess(const std::string& binary, std::vector<std::string> args) {
+ServerProcess::ServerProcess(const std::string& binary, std::vector<std::string> args,
+                             const std::string& cgroup_procs) {
   args.insert(args.begin(), {"serve", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"});
-  pid_ = Spawn(binary, args, "/dev/null", folder_.File("out"), folder_.File("err"));
+  pid_ = Spawn(binary, args, "/dev/null", folder_.File("out"), folder_.File("err"), cgroup_procs);
 }
 
 ServerProcess::~ServerProcess() {

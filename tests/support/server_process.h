@@ -28,7 +28,8 @@ RunResult RunBinary(const std::string& binary, const std::vector<std::string>& a
 // the kernel kills it too if the test dies.
 class ServerProcess {
  public:
-  ServerProcess(const std::string& binary, std::vector<std::string> args);
+  // `cgroup_procs`: a cgroup's cgroup.procs file, which the server enters before anything else; empty = none.
+  ServerProcess(const std::string& binary, std::vector<std::string> args, const std::string& cgroup_procs = "");
   ~ServerProcess();
   ServerProcess(const ServerProcess&) = delete;
   ServerProcess& operator=(const ServerProcess&) = delete;
