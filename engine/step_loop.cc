@@ -55,6 +55,8 @@ StepLoop::StepLoop(LanguageModel& model, std::vector<int32_t> eos_ids, const Eng
   running_view_.reserve(slots);
   waiting_.reserve(static_cast<size_t>(options.waiting_max) + slots);
   waiting_view_.reserve(static_cast<size_t>(options.waiting_max) + slots);
+  preemption_.victims.reserve(slots);
+  preemption_.order.reserve(slots);
   retired_.reserve(static_cast<size_t>(options.waiting_max) + slots);
   stats_.queue_seconds = MakeHistogram(WaitBounds());
   stats_.ttft_seconds = MakeHistogram(WaitBounds());
