@@ -34,7 +34,7 @@ TEST_F(ConfigTest, FlagsArrive) {
   Parse(
       "--model m.gguf --dram-budget 1500MiB --threads 3 --context 100 --slots 2 --queue 5 --kv-type q8_0 "
       "--row-cache 1MiB --reader pread --queue-depth 7 --table-resident --listen unix:/tmp/a,127.0.0.1:1 "
-      "--metrics off --drain-timeout 1.5 --log-json");
+      "--metrics off --drain-timeout 1.5 --log-json --queue-tokens 77 --queue-bytes 2MiB --grpc-buffers 8MiB");
   const auto config = Resolve(flags_);
   ASSERT_TRUE(config.ok()) << config.status();
   const engine::DecoderOptions& decoder = config->model.decoder;
@@ -52,6 +52,10 @@ TEST_F(ConfigTest, FlagsArrive) {
   EXPECT_EQ(config->metrics_address, "");
   EXPECT_EQ(config->drain_timeout, absl::Seconds(1.5));
   EXPECT_TRUE(config->log_json);
+  EXPECT_EQ(config->model.engine.waiting_tokens_max, 77);
+  EXPECT_EQ(config->model.engine.waiting_bytes_max, 2 << 20);
+  EXPECT_EQ(config->grpc.transport_bytes_max, 8 << 20);
+  EXPECT_EQ(config->model.transport_bytes_max, 8u << 20) << "the budget counts it";
 }
 
 TEST_F(ConfigTest, FlagBeatsEnvironmentBeatsFile) {

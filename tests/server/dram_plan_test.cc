@@ -1,0 +1,92 @@
+// The DRAM plan of a whole server: what a budget is held against, and what a refusal says.
+#include "server/dram_plan.h"
+
+#include <string>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "storage/gguf_file.h"
+#include "tests/engine/model/model_fixture.h"
+
+namespace embergate::server {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+uint64_t Total(const std::vector<engine::MemoryPart>& parts) {
+  uint64_t total = 0;
+  for (const engine::MemoryPart& part : parts) {
+    total += part.bytes;
+  }
+  return total;
+}
+
+class DramPlanTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    auto file = storage::GgufFile::Open(engine::GoldenGguf("gemma4-tiny-e2b"));
+    ASSERT_TRUE(file.ok()) << file.status();
+    file_ = *std::move(file);
+    auto info = engine::DecoderModel::Describe(*file_);
+    ASSERT_TRUE(info.ok()) << info.status();
+    info_ = *info;
+    options_.decoder.context_max = 160;
+    options_.decoder.rows.cache_bytes = 16 << 20;
+    options_.transport_bytes_max = 16 << 20;
+    options_.pending_bytes_max = 1 << 20;
+  }
+  uint64_t Needed(const ModelHostOptions& options) {
+    const auto parts = PlanDram(*file_, info_, options, 1000);
+    EXPECT_TRUE(parts.ok()) << parts.status();
+    return Total(*parts);
+  }
+
+  std::unique_ptr<storage::GgufFile> file_;
+  engine::ModelInfo info_;
+  ModelHostOptions options_;
+};
+
+TEST_F(DramPlanTest, NamesEveryPart) {
+  const auto parts = PlanDram(*file_, info_, options_, 1000);
+  ASSERT_TRUE(parts.ok()) << parts.status();
+  for (const char* name : {"weights", "kv_cache", "row_cache", "row_buffers", "scratch", "logits_and_sampler",
+                           "tokenizer", "binary", "grpc_buffers", "requests", "allocator_slack"}) {
+    EXPECT_TRUE(std::any_of(parts->begin(), parts->end(), [&](const auto& part) {
+      return part.name == name && part.bytes > 0;
+    })) << name;
+  }
+}
+
+TEST_F(DramPlanTest, TheSmallestBudgetItNamesIsTheSmallestThatWillDo) {
+  const uint64_t needed = Needed(options_);
+  options_.decoder.dram_budget_bytes = needed - 1;
+  const absl::Status refused = CheckDramBudget(*file_, info_, options_, 1000);
+  EXPECT_TRUE(absl::IsResourceExhausted(refused));
+  EXPECT_THAT(std::string(refused.message()), HasSubstr(absl::StrCat("(", needed, " bytes)")));
+  options_.decoder.dram_budget_bytes = needed;
+  EXPECT_TRUE(CheckDramBudget(*file_, info_, options_, 1000).ok());
+  options_.decoder.dram_budget_bytes = 0;
+  EXPECT_TRUE(CheckDramBudget(*file_, info_, options_, 1000).ok()) << "none was set";
+}
+
+TEST_F(DramPlanTest, SaysWhatEachSettingWouldSave) {
+  options_.decoder.dram_budget_bytes = 1 << 20;
+  const std::string message(CheckDramBudget(*file_, info_, options_, 1000).message());
+  EXPECT_THAT(message,
+              AllOf(HasSubstr("--slots 4 saves "), HasSubstr("--row-cache 4MiB saves 12 MiB"),
+                    HasSubstr("--queue-bytes 4MiB saves 12 MiB"), HasSubstr("--grpc-buffers 8MiB saves 8 MiB")));
+  EXPECT_THAT(message, Not(HasSubstr("--context"))) << "160 tokens are few already";
+  ModelHostOptions lower = options_;
+  lower.decoder.slots_max = 4;
+  const size_t at = message.find("--slots 4 saves ") + 16;
+  uint64_t saves = 0;
+  ASSERT_TRUE(absl::SimpleAtoi(message.substr(at, message.find(' ', at) - at), &saves)) << message;
+  EXPECT_EQ((Needed(options_) - Needed(lower) + (1 << 20) - 1) >> 20, saves);
+}
+
+}  // namespace
+}  // namespace embergate::server
