@@ -53,13 +53,17 @@ struct Activations {
 
   Activations(const ModelConfig& config, int tokens, int context_max, int workers)
       : Activations(config, tokens, context_max, workers, {config, tokens, workers}) {}
-  // Less the products' inputs, which the kernels size.
+  // Less the products' inputs: see InputBytesFor.
   static uint64_t BytesFor(const ModelConfig& config, int tokens, int context_max, int workers) {
     return Sizes(config, tokens, workers).Total() * sizeof(float) +
            AttentionScratch::BytesFor(config, tokens, context_max, workers);
   }
   uint64_t bytes() const { return floats_bytes + attention_scratch.bytes() + input.resident_bytes(); }
   bool refused() const { return any_refused; }
+  // Of the products' inputs.
+  static uint64_t InputBytesFor(const ModelConfig& config, int tokens, int workers) {
+    return MatMulInput(tokens, Sizes(config, tokens, workers).cols_max).resident_bytes();
+  }
 
   uint64_t floats_bytes;
   AlignedBuffer<float> x;             // [T, d] residual stream; 3n: the active prediction's path

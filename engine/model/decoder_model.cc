@@ -108,6 +108,7 @@ absl::StatusOr<std::vector<MemoryPart>> PlanParts(const storage::GgufFile& file,
                              KvCache::BytesFor(config, KvLimitsFor(file, config, options, limits)));
   parts.push_back({"kv_cache", kv_bytes});
   uint64_t scratch = Activations::BytesFor(config, limits.step_tokens_max, limits.context_max, workers);
+  scratch += Activations::InputBytesFor(config, limits.step_tokens_max, workers);
   if (config.ple_width > 0) {
     scratch += PerLayerInputs::ScratchBytesFor(config, limits, workers);
     const storage::GgufTensor& table = *file.FindTensor(gguf::kPerLayerTokenEmbd);

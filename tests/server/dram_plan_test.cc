@@ -1,7 +1,9 @@
 // The DRAM plan of a whole server: what a budget is held against, and what a refusal says.
 #include "server/dram_plan.h"
 
+#include <algorithm>
 #include <string>
+#include <thread>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -71,6 +73,23 @@ TEST_F(DramPlanTest, TheSmallestBudgetItNamesIsTheSmallestThatWillDo) {
   EXPECT_TRUE(CheckDramBudget(*file_, info_, options_, 1000).ok());
   options_.decoder.dram_budget_bytes = 0;
   EXPECT_TRUE(CheckDramBudget(*file_, info_, options_, 1000).ok()) << "none was set";
+}
+
+TEST_F(DramPlanTest, WhatIsHeldDoesNotExceedThePlan) {
+  options_.path = engine::GoldenGguf("gemma4-tiny-e2b");
+  // The plan is made for as many workers as the machine has processors.
+  options_.threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  const auto host = ModelHost::Load(options_, nullptr);
+  ASSERT_TRUE(host.ok()) << host.status();
+  const auto plan = PlanDram(*file_, info_, options_, (*host)->served().tokenizer->resident_bytes());
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  for (const engine::MemoryPart& held : (*host)->served().memory()) {
+    const auto planned =
+        std::find_if(plan->begin(), plan->end(), [&](const auto& part) { return part.name == held.name; });
+    ASSERT_NE(planned, plan->end()) << held.name;
+    EXPECT_LE(held.bytes, planned->bytes) << held.name;
+  }
+  EXPECT_EQ((*host)->served().memory().size(), plan->size());
 }
 
 TEST_F(DramPlanTest, SaysWhatEachSettingWouldSave) {
