@@ -24,9 +24,10 @@ class ThreadPool {
   int threads() const { return threads_; }
 
   // Runs fn(begin, end, worker) over disjoint ranges that cover [0, count) and returns when all are done.
-  // Ranges are multiples of `grain` long (but for the last) and are handed out dynamically, so that unequal
-  // cores finish together; `worker` in [0, threads()) names the scratch that the range may use. Which worker
-  // gets which range is not deterministic: results must not depend on it. Allocates nothing.
+  // Ranges are multiples of `grain` long (but for the last). Each worker starts with an equal, contiguous share and
+  // takes ever shorter parts of it, then of what others have left, so that unequal cores finish together; `worker` in
+  // [0, threads()) names the scratch that the range may use. Which worker gets which range is not deterministic:
+  // results must not depend on it. Allocates nothing.
   void ParallelFor(int64_t count, int64_t grain, absl::FunctionRef<void(int64_t begin, int64_t end, int worker)> fn);
 
  private:
