@@ -135,16 +135,17 @@ inline void StoreAcc(const QuantTile& tile, int half, const __m256* acc) {
   }
 }
 
-// The next lines of a plane, as many as a unit takes.
-template <int kBits>
-inline void Prefetch(const uint8_t* plane) {
-#pragma GCC unroll 8
-  for (int i = 0; i < kBits; ++i) {
-    __builtin_prefetch(plane + kPrefetchBytes + i * kChunkBytes);
+// The lines of one unit's weights: planes and scales. Into the second-level cache: the first one's line fill buffers
+// are too few to keep a core's share of the memory bandwidth busy.
+template <Kind kKind>
+inline void Prefetch(const uint8_t* ahead) {
+  constexpr int kLines = kKind.low_bits + kKind.high_bits + (kKind.group == 16 && kKind.min ? 2 : 1);
+#pragma GCC unroll 10
+  for (int i = 0; i < kLines; ++i) {
+    __builtin_prefetch(ahead + i * kChunkBytes, /*rw=*/0, /*locality=*/2);
   }
 }
 
-// Both halves of the panel in one pass: the codes come from memory.
 template <Kind kKind, int kTokens>
 void PackedTile(const QuantTile& tile) {
   constexpr int kScales = 32 / kKind.group * kPanelRows;
@@ -157,9 +158,10 @@ void PackedTile(const QuantTile& tile) {
   const float* scale = tile.scale;
   const float* min = tile.min;
   const ActivationUnit* x = tile.x;
+  const uint8_t* ahead = tile.ahead;
   for (int u = 0; u < tile.units; ++u) {
-    Prefetch<kKind.low_bits>(low);
-    Prefetch<kKind.high_bits>(high);
+    Prefetch<kKind>(ahead);
+    ahead += tile.ahead_step;
     Unit<kKind, kTokens>(low, high, scale, min, x, tile.x_stride, acc0);
     Unit<kKind, kTokens>(low + 32, high + 32, scale + 8, min + 8, x, tile.x_stride, acc1);
     low += kChunkBytes * kKind.low_bits;
@@ -257,12 +259,11 @@ inline __m256 LoadHalf8(const uint8_t* p) {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
 
-void ExpandScales(const QuantFormat& format, const uint8_t* scales, int64_t panel_units, int64_t unit, int units,
-                  float* scale, float* min) {
+void ExpandScales(const QuantFormat& format, const uint8_t* scales, int units, float* scale, float* min) {
   const __m256 bias = _mm256_set1_ps(static_cast<float>(format.bias));
   if (!format.sub_scales) {
-    const uint8_t* d = scales + unit * 32;
-    const uint8_t* m = d + panel_units * 32;
+    const uint8_t* d = scales;
+    const uint8_t* m = d + units * 32;
     for (int i = 0; i < 2 * units; ++i) {
       const __m256 s = LoadHalf8(d + i * 16);
       _mm256_storeu_ps(scale + i * 8, s);
@@ -275,7 +276,7 @@ void ExpandScales(const QuantFormat& format, const uint8_t* scales, int64_t pane
   const int groups = 256 / format.group;
   const int per_unit = 32 / format.group;
   const int64_t block_bytes = (format.has_min ? 2 : 1) * (groups * kPanelRows + 2 * kPanelRows);
-  for (int64_t first = unit; first < unit + units; first += 8) {
+  for (int64_t first = 0; first < units; first += 8) {
     const uint8_t* block = scales + first / 8 * block_bytes;
     const uint8_t* mins = block + groups * kPanelRows;
     const uint8_t* factors = format.has_min ? mins + groups * kPanelRows : mins;
@@ -285,7 +286,7 @@ void ExpandScales(const QuantFormat& format, const uint8_t* scales, int64_t pane
       const __m256 negative_m = _mm256_xor_ps(m, _mm256_set1_ps(-0.0f));
       for (int g = 0; g < groups; ++g) {
         const int at = g * kPanelRows + half * 8;
-        const int64_t to = (first - unit) * per_unit * kPanelRows + at;
+        const int64_t to = first * per_unit * kPanelRows + at;
         const __m128i codes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(block + at));
         const __m256 s = _mm256_mul_ps(d, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes)));
         _mm256_storeu_ps(scale + to, s);

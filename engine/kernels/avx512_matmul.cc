@@ -118,12 +118,14 @@ inline void Unit(const uint8_t* low, const uint8_t* high, const float* scale, co
   }
 }
 
-// The next lines of a plane, as many as a unit takes.
-template <int kBits>
-inline void Prefetch(const uint8_t* plane) {
-#pragma GCC unroll 8
-  for (int i = 0; i < kBits; ++i) {
-    __builtin_prefetch(plane + kPrefetchBytes + i * kChunkBytes);
+// The lines of one unit's weights: planes and scales. Into the second-level cache: the first one's line fill buffers
+// are too few to keep a core's share of the memory bandwidth busy.
+template <Kind kKind>
+inline void Prefetch(const uint8_t* ahead) {
+  constexpr int kLines = kKind.low_bits + kKind.high_bits + (kKind.group == 16 && kKind.min ? 2 : 1);
+#pragma GCC unroll 10
+  for (int i = 0; i < kLines; ++i) {
+    __builtin_prefetch(ahead + i * kChunkBytes, /*rw=*/0, /*locality=*/2);
   }
 }
 
@@ -140,9 +142,10 @@ void Tile(const QuantTile& tile) {
   const float* scale = tile.scale;
   const float* min = tile.min;
   const ActivationUnit* x = tile.x;
+  const uint8_t* ahead = tile.ahead;
   for (int u = 0; u < tile.units; ++u) {
-    Prefetch<kKind.low_bits>(low);
-    Prefetch<kKind.high_bits>(high);
+    Prefetch<kKind>(ahead);
+    ahead += tile.ahead_step;
     Unit<kKind, kTokens>(low, high, scale, min, x, tile.x_stride, acc);
     low += kChunkBytes * kKind.low_bits;
     high += kChunkBytes * kKind.high_bits;
@@ -316,12 +319,11 @@ inline __m512 LoadHalf16(const uint8_t* p) {
 }
 inline __m128i Load16(const uint8_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
 
-void ExpandScales(const QuantFormat& format, const uint8_t* scales, int64_t panel_units, int64_t unit, int units,
-                  float* scale, float* min) {
+void ExpandScales(const QuantFormat& format, const uint8_t* scales, int units, float* scale, float* min) {
   const __m512 bias = _mm512_set1_ps(static_cast<float>(format.bias));
   if (!format.sub_scales) {
-    const uint8_t* d = scales + unit * 32;
-    const uint8_t* m = d + panel_units * 32;
+    const uint8_t* d = scales;
+    const uint8_t* m = d + units * 32;
     for (int i = 0; i < units; ++i) {
       const __m512 s = LoadHalf16(d + i * 32);
       _mm512_storeu_ps(scale + i * 16, s);
@@ -334,7 +336,7 @@ void ExpandScales(const QuantFormat& format, const uint8_t* scales, int64_t pane
   const int groups = 256 / format.group;
   const int per_unit = 32 / format.group;
   const int64_t block_bytes = (format.has_min ? 2 : 1) * (groups * kPanelRows + 2 * kPanelRows);
-  for (int64_t first = unit; first < unit + units; first += 8) {
+  for (int64_t first = 0; first < units; first += 8) {
     const uint8_t* block = scales + first / 8 * block_bytes;
     const uint8_t* mins = block + groups * kPanelRows;
     const uint8_t* factors = format.has_min ? mins + groups * kPanelRows : mins;
@@ -342,7 +344,7 @@ void ExpandScales(const QuantFormat& format, const uint8_t* scales, int64_t pane
     const __m512 m = format.has_min ? LoadHalf16(factors + 32) : _mm512_setzero_ps();
     const __m512 negative_m = _mm512_xor_ps(m, _mm512_set1_ps(-0.0f));
     for (int g = 0; g < groups; ++g) {
-      const int64_t to = ((first - unit) * per_unit + g) * kPanelRows;
+      const int64_t to = (first * per_unit + g) * kPanelRows;
       const __m512 s = _mm512_mul_ps(d, _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(Load16(block + g * kPanelRows))));
       _mm512_storeu_ps(scale + to, s);
       if (format.has_min) {

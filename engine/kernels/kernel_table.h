@@ -40,6 +40,9 @@ struct QuantTile {
   float* acc;
   int64_t acc_stride;
   bool first;
+  // Of `packed` only: what will be read later, to be fetched while this is computed, `ahead_step` bytes for each unit.
+  const uint8_t* ahead = nullptr;
+  int64_t ahead_step = 0;
   // Of `unpacked` only: the second panel's codes and scales follow the first's at these distances.
   int panels = 1;
   static constexpr int64_t kPanelBytes = kBlockUnits * kUnpackedUnitBytes;
@@ -80,9 +83,8 @@ struct MatMulTable {
   FloatTileFunction f32;
   FloatTileFunction f16;
   FloatTileFunction bf16;
-  // f32 scales (and mins, adjusted by the bias) of units [unit, unit + units) from a panel's scale part.
-  void (*expand_scales)(const QuantFormat& format, const uint8_t* scales, int64_t panel_units, int64_t unit, int units,
-                        float* scale, float* min);
+  // f32 scales (and mins, adjusted by the bias) of the `units` units of a block from its scale part.
+  void (*expand_scales)(const QuantFormat& format, const uint8_t* scales, int units, float* scale, float* min);
   // All of a unit but `init`, for cols / 32 units.
   void (*quantize)(const float* x, int64_t cols, ActivationUnit* out);
 };

@@ -84,6 +84,20 @@ class MatMulInput {
 // Shapes must agree (CHECKed: a mismatch is a bug, files were checked at load). Allocates nothing.
 void MatMul(const Matrix& w, MatMulInput& x, float* y, int64_t y_stride, ThreadPool& pool);
 
+// Several products of the same input in one pass of the workers: y_i = W_i x as above, with no wait between them.
+struct MatMulOutput {
+  const Matrix* w;
+  float* y;
+  int64_t y_stride;
+};
+void MatMulAll(absl::Span<const MatMulOutput> products, MatMulInput& x, ThreadPool& pool);
+
+// y = gelu_tanh(gate x) * (up x), the first half of a gated feed-forward, in one pass: each part is activated while it
+// is in the cache. Equals the two products and GeluTanhMul bit for bit. gate and up have the same type and shape;
+// `scratch` holds what y holds, with the same stride.
+void MatMulGated(const Matrix& gate, const Matrix& up, MatMulInput& x, float* y, float* scratch, int64_t y_stride,
+                 ThreadPool& pool);
+
 // Who computes products of many tokens with F32, F16 or BF16 weights. kOneDnn breaks the promise above (a token's
 // result then depends on how many tokens share the call) and holds those weights a second time, as f32; see
 // onednn_matmul.h. All other products stay ours. Before the first MatMul; UNIMPLEMENTED in a build without oneDNN.

@@ -19,13 +19,13 @@ void CheckShape(bool ok, const char* what) {
   }
 }
 
-// Tokens whose activations of one column block (96 * 32 units * 64 bytes = 192 KiB) stay in the second-level cache
-// while the panels of a range pass over them.
+// Tokens whose activations of one column block (96 * 16 units * 64 bytes = 96 KiB) and sums (48 KiB) stay in the
+// second-level cache while the panels of a range pass over them.
 constexpr int kTokenBlock = 96;
 constexpr int64_t kPanelsPerRange = 8;
 
 struct alignas(64) Scratch {
-  float scale[2 * QuantTile::kPanelScales];
+  float scale[2 * QuantTile::kPanelScales];  // of two panels
   float min[2 * QuantTile::kPanelScales];
 };
 
@@ -51,50 +51,38 @@ class PanelOutput {
 };
 
 struct Product {
-  const Matrix::Impl& w;
-  const MatMulInput::Impl& x;
-  float* y;
-  int64_t y_stride;
+  const Matrix::Impl* w = nullptr;
+  const MatMulInput::Impl* x = nullptr;
+  float* y = nullptr;
+  int64_t y_stride = 0;
 };
-
-// The scales lie behind a panel's planes: the next block's are fetched while this one is computed.
-void PrefetchBlockScales(const PanelLayout& layout, const uint8_t* panel, int64_t unit) {
-  const int64_t unit_bytes = (layout.panel_bytes - layout.scale_offset) / layout.units;
-  const uint8_t* scales = panel + layout.scale_offset + unit * unit_bytes;
-  for (int64_t i = 0; i < kBlockUnits * unit_bytes; i += 64) {
-    __builtin_prefetch(scales + i);
-  }
-}
 
 // Few tokens: each panel is streamed once, codes go from memory to registers.
 void FewTokens(const Product& p, int64_t panel_begin, int64_t panel_end) {
   const MatMulTable& table = *Kernels().matmul;
-  const QuantFormat& format = *p.w.format;
-  const PanelLayout& layout = p.w.layout;
+  const QuantFormat& format = *p.w->format;
+  const PanelLayout& layout = p.w->layout;
   Scratch scratch;
   alignas(64) float copy[16 * kPanelRows];
   QuantTile tile;
   tile.scale = scratch.scale;
   tile.min = format.has_min ? scratch.min : nullptr;
-  tile.x_stride = p.x.units_per_token();
-  tile.tokens = p.x.n;
+  tile.x_stride = p.x->units_per_token();
+  tile.tokens = p.x->n;
+  tile.ahead_step = layout.block_bytes / kBlockUnits;
+  const int64_t ahead = (kPrefetchBytes + layout.block_bytes - 1) / layout.block_bytes * layout.block_bytes;
   for (int64_t i = panel_begin; i < panel_end; ++i) {
-    const uint8_t* panel = p.w.panel(i);
-    const PanelOutput output(p.y + i * kPanelRows, p.y_stride, p.w.rows - i * kPanelRows, p.x.n, copy);
+    const PanelOutput output(p.y + i * kPanelRows, p.y_stride, p.w->rows - i * kPanelRows, p.x->n, copy);
     tile.acc = output.acc();
     tile.acc_stride = output.stride();
     for (int64_t unit = 0; unit < layout.units; unit += kBlockUnits) {
-      tile.units = static_cast<int>(std::min<int64_t>(kBlockUnits, layout.units - unit));
-      table.expand_scales(format, panel + layout.scale_offset, layout.units, unit, tile.units, scratch.scale,
-                          scratch.min);
-      if (unit + kBlockUnits < layout.units) {
-        PrefetchBlockScales(layout, panel, unit + kBlockUnits);
-      } else if (i + 1 < panel_end) {
-        PrefetchBlockScales(layout, p.w.panel(i + 1), 0);
-      }
-      tile.low = panel + unit * layout.low_unit_bytes;
-      tile.high = panel + layout.high_offset + unit * layout.high_unit_bytes;
-      tile.x = p.x.unit_data() + unit;
+      const PanelBlock block = BlockOf(layout, p.w->panel(i), unit);
+      table.expand_scales(format, block.scales, block.units, scratch.scale, scratch.min);
+      tile.units = block.units;
+      tile.low = block.low;
+      tile.high = block.high;
+      tile.ahead = block.scales + ahead;
+      tile.x = p.x->unit_data() + unit;
       tile.first = unit == 0;
       table.quant[format.index].packed(tile);
     }
@@ -102,49 +90,90 @@ void FewTokens(const Product& p, int64_t panel_begin, int64_t panel_end) {
   }
 }
 
-// Many tokens: a block of a panel (or two) is unpacked to bytes once, then meets all tokens of a block.
+// Touches [from, from + bytes) once per line, `step`-th of `steps` parts of it.
+void PrefetchPart(const uint8_t* from, int64_t bytes, int step, int steps) {
+  const int64_t lines = (bytes + kChunkBytes - 1) / kChunkBytes;
+  for (int64_t i = lines * step / steps; i < lines * (step + 1) / steps; ++i) {
+    __builtin_prefetch(from + i * kChunkBytes, /*rw=*/0, /*locality=*/2);
+  }
+}
+
+// to[t] = from[t] for `tokens` rows of `n` floats.
+void CopyRows(const float* from, int64_t from_stride, int tokens, int64_t n, float* to, int64_t to_stride) {
+  for (int t = 0; t < tokens; ++t, from += from_stride, to += to_stride) {
+    if (n == 2 * kPanelRows) {
+      std::memcpy(to, from, 2 * kPanelRows * sizeof(float));  // of constant size: a few moves instead of a call
+    } else {
+      std::copy_n(from, n, to);
+    }
+  }
+}
+
+// Many tokens: a block of a panel (or two) is unpacked to bytes once, then meets all tokens of a block. The sums of a
+// range stay in a compact buffer until they are complete: in y they are a row apart, which costs a page and often the
+// same few sets of the first-level cache for each token.
 void ManyTokens(const Product& p, int64_t panel_begin, int64_t panel_end) {
   const MatMulTable& table = *Kernels().matmul;
-  const QuantFormat& format = *p.w.format;
+  const QuantFormat& format = *p.w->format;
   const QuantKernels& kernels = table.quant[format.index];
-  const PanelLayout& layout = p.w.layout;
-  const int64_t whole_panels = p.w.rows / kPanelRows;
+  const PanelLayout& layout = p.w->layout;
   Scratch scratch;
   alignas(64) uint8_t unpacked[2 * QuantTile::kPanelBytes];
-  alignas(64) float copy[kTokenBlock * kPanelRows];
+  alignas(64) float sums[kPanelsPerRange * kTokenBlock * kPanelRows];
   QuantTile tile;
   tile.low = unpacked;
   tile.high = nullptr;
+  tile.ahead = unpacked;
   tile.scale = scratch.scale;
   tile.min = format.has_min ? scratch.min : nullptr;
-  tile.x_stride = p.x.units_per_token();
-  for (int token = 0; token < p.x.n; token += kTokenBlock) {
-    const int tokens = std::min(kTokenBlock, p.x.n - token);
+  tile.x_stride = p.x->units_per_token();
+  const int blocks = (p.x->n + kTokenBlock - 1) / kTokenBlock;
+  const int tile_tokens = table.unpacked_tokens_max;
+  const int block_tokens = ((p.x->n + blocks - 1) / blocks + tile_tokens - 1) / tile_tokens * tile_tokens;
+  for (int token = 0; token < p.x->n; token += block_tokens) {
+    const int tokens = std::min(block_tokens, p.x->n - token);
+    const int tiles = (tokens + tile_tokens - 1) / tile_tokens;
     for (int64_t unit = 0; unit < layout.units; unit += kBlockUnits) {
-      tile.units = static_cast<int>(std::min<int64_t>(kBlockUnits, layout.units - unit));
       tile.first = unit == 0;
       for (int64_t i = panel_begin; i < panel_end; i += tile.panels) {
-        tile.panels = i + table.unpacked_panels <= std::min(panel_end, whole_panels) ? table.unpacked_panels : 1;
+        tile.panels = i + table.unpacked_panels <= panel_end ? table.unpacked_panels : 1;
         for (int k = 0; k < tile.panels; ++k) {
-          const uint8_t* panel = p.w.panel(i + k);
-          table.expand_scales(format, panel + layout.scale_offset, layout.units, unit, tile.units,
-                              scratch.scale + k * QuantTile::kPanelScales, scratch.min + k * QuantTile::kPanelScales);
-          kernels.unpack(panel + unit * layout.low_unit_bytes,
-                         panel + layout.high_offset + unit * layout.high_unit_bytes, tile.units,
-                         unpacked + k * QuantTile::kPanelBytes);
+          const PanelBlock block = BlockOf(layout, p.w->panel(i + k), unit);
+          table.expand_scales(format, block.scales, block.units, scratch.scale + k * QuantTile::kPanelScales,
+                              scratch.min + k * QuantTile::kPanelScales);
+          kernels.unpack(block.low, block.high, block.units, unpacked + k * QuantTile::kPanelBytes);
+          tile.units = block.units;
         }
-        // Only a matrix's last panel is partial, and it is the last of its range: its copy survives the column blocks.
-        const PanelOutput output(p.y + token * p.y_stride + i * kPanelRows, p.y_stride, p.w.rows - i * kPanelRows,
-                                 tokens, copy);
-        tile.acc_stride = output.stride();
-        for (int t = 0; t < tokens; t += table.unpacked_tokens_max) {
-          tile.tokens = std::min(table.unpacked_tokens_max, tokens - t);
-          tile.x = p.x.unit_data() + (token + t) * tile.x_stride + unit;
-          tile.acc = output.acc() + t * tile.acc_stride;
+        tile.acc_stride = tile.panels * kPanelRows;
+        float* acc = sums + (i - panel_begin) * block_tokens * kPanelRows;
+        // The blocks that come next: of the next panels, or the first panels' next.
+        const int64_t next = i + tile.panels < panel_end ? i + tile.panels : panel_begin;
+        const int64_t next_unit = next > i ? unit : unit + kBlockUnits;
+        const uint8_t* const ahead = p.w->panel(next) + next_unit / kBlockUnits * layout.block_bytes;
+        const bool last = unit + kBlockUnits >= layout.units;
+        const int64_t rows = std::min(tile.acc_stride, p.w->rows - i * kPanelRows);
+        float* y = p.y + token * p.y_stride + i * kPanelRows;
+        for (int t = 0; t < tiles; ++t) {
+          if (next_unit < layout.units) {
+            for (int k = 0; k < tile.panels; ++k) {
+              PrefetchPart(ahead + k * layout.panel_bytes, layout.block_bytes, t, tiles);
+            }
+          }
+          tile.tokens = std::min(tile_tokens, tokens - t * tile_tokens);
+          tile.x = p.x->unit_data() + (token + t * tile_tokens) * tile.x_stride + unit;
+          tile.acc = acc + t * tile_tokens * tile.acc_stride;
+          if (last) {
+            // Into y as each tile is complete: its misses overlap with the next tile's multiplications.
+            for (int k = 0; k < tile.tokens; ++k) {
+              __builtin_prefetch(y + k * p.y_stride, /*rw=*/1);
+              __builtin_prefetch(y + k * p.y_stride + rows - 1, /*rw=*/1);
+            }
+          }
           kernels.unpacked(tile);
-        }
-        if (unit + tile.units == layout.units) {
-          output.Finish();
+          if (last) {
+            CopyRows(tile.acc, tile.acc_stride, tile.tokens, rows, y, p.y_stride);
+            y += tile.tokens * p.y_stride;
+          }
         }
       }
     }
@@ -153,27 +182,27 @@ void ManyTokens(const Product& p, int64_t panel_begin, int64_t panel_end) {
 
 void FloatProduct(const Product& p, int64_t panel_begin, int64_t panel_end) {
   const MatMulTable& table = *Kernels().matmul;
-  const FloatTileFunction kernel = p.w.type == storage::TensorType::kF32   ? table.f32
-                                   : p.w.type == storage::TensorType::kF16 ? table.f16
-                                                                           : table.bf16;
+  const FloatTileFunction kernel = p.w->type == storage::TensorType::kF32   ? table.f32
+                                   : p.w->type == storage::TensorType::kF16 ? table.f16
+                                                                            : table.bf16;
   // 512 columns of a panel are 32 KiB in f32: the block stays in the first-level cache over all tokens of a block.
   constexpr int64_t kCols = 4 * kFloatRun;
   alignas(64) float copy[kTokenBlock * kPanelRows];
   FloatTile tile;
-  tile.x_stride = p.x.stride;
-  for (int token = 0; token < p.x.n; token += kTokenBlock) {
-    const int tokens = std::min(kTokenBlock, p.x.n - token);
+  tile.x_stride = p.x->stride;
+  for (int token = 0; token < p.x->n; token += kTokenBlock) {
+    const int tokens = std::min(kTokenBlock, p.x->n - token);
     for (int64_t i = panel_begin; i < panel_end; ++i) {
-      const PanelOutput output(p.y + token * p.y_stride + i * kPanelRows, p.y_stride, p.w.rows - i * kPanelRows, tokens,
-                               copy);
+      const PanelOutput output(p.y + token * p.y_stride + i * kPanelRows, p.y_stride, p.w->rows - i * kPanelRows,
+                               tokens, copy);
       tile.acc_stride = output.stride();
-      for (int64_t col = 0; col < p.w.cols; col += kCols) {
-        tile.cols = std::min(kCols, p.w.cols - col);
-        tile.w = p.w.panel(i) + col * kPanelRows * p.w.element_bytes;
+      for (int64_t col = 0; col < p.w->cols; col += kCols) {
+        tile.cols = std::min(kCols, p.w->cols - col);
+        tile.w = p.w->panel(i) + col * kPanelRows * p.w->element_bytes;
         tile.first = col == 0;
         for (int t = 0; t < tokens; t += table.float_tokens_max) {
           tile.tokens = std::min(table.float_tokens_max, tokens - t);
-          tile.x = p.x.x + (token + t) * p.x.stride + col;
+          tile.x = p.x->x + (token + t) * p.x->stride + col;
           tile.acc = output.acc() + t * tile.acc_stride;
           kernel(tile);
         }
@@ -187,16 +216,16 @@ std::atomic<MatMulBackend> g_backend{MatMulBackend::kOwn};
 
 // False when it is not oneDNN's turn, or it could not.
 bool MultiplyWithOneDnn(const Matrix& w, const Product& p) {
-  if (g_backend.load(std::memory_order_relaxed) != MatMulBackend::kOneDnn || p.x.n < kOneDnnTokensMin ||
-      p.w.onednn_refused) {
+  if (g_backend.load(std::memory_order_relaxed) != MatMulBackend::kOneDnn || p.x->n < kOneDnnTokensMin ||
+      p.w->onednn_refused) {
     return false;
   }
-  if (p.w.onednn == nullptr) {
-    p.w.onednn = OneDnnWeights::Create(w);
+  if (p.w->onednn == nullptr) {
+    p.w->onednn = OneDnnWeights::Create(w);
   }
-  if (p.w.onednn == nullptr || !p.w.onednn->Multiply(p.x.x, p.x.n, p.x.stride, p.y, p.y_stride)) {
-    p.w.onednn_refused = true;
-    p.w.onednn = nullptr;
+  if (p.w->onednn == nullptr || !p.w->onednn->Multiply(p.x->x, p.x->n, p.x->stride, p.y, p.y_stride)) {
+    p.w->onednn_refused = true;
+    p.w->onednn = nullptr;
     return false;
   }
   return true;
@@ -276,36 +305,143 @@ absl::Status SetMatMulBackend(MatMulBackend backend) {
   return absl::OkStatus();
 }
 
-void MatMul(const Matrix& w, MatMulInput& x, float* y, int64_t y_stride, ThreadPool& pool) {
-  const Matrix::Impl& matrix = w.impl();
-  MatMulInput::Impl& input = x.impl();
-  CheckShape(matrix.cols == input.cols, "the input's width is not the matrix's");
+namespace {
+
+constexpr size_t kProductsMax = 8;
+
+// The panels of several products as one row of work: product i's are [first[i], first[i + 1]).
+struct ProductList {
+  size_t count = 0;
+  Product products[kProductsMax];
+  int64_t first[kProductsMax + 1] = {};
+
+  void Add(const Product& product) {
+    products[count] = product;
+    first[count + 1] = first[count] + product.w->panels();
+    ++count;
+  }
+  int64_t panels() const { return first[count]; }
+  // fn(product, begin, end) for the parts of [begin, end).
+  template <class F>
+  void ForParts(int64_t begin, int64_t end, F fn) const {
+    for (size_t i = 0; i < count; ++i) {
+      const int64_t from = std::max(begin, first[i]);
+      const int64_t to = std::min(end, first[i + 1]);
+      if (from < to) {
+        fn(products[i], from - first[i], to - first[i]);
+      }
+    }
+  }
+};
+
+// Panels [begin, end) of a product, for all tokens.
+void Multiply(const Product& p, int64_t begin, int64_t end) {
+  if (p.w->format == nullptr) {
+    return FloatProduct(p, begin, end);
+  }
+  if (p.x->n <= Kernels().matmul->packed_tokens_max) {
+    return FewTokens(p, begin, end);
+  }
+  for (int64_t i = begin; i < end; i += kPanelsPerRange) {
+    ManyTokens(p, i, std::min(end, i + kPanelsPerRange));
+  }
+}
+
+void CheckProduct(const Matrix& w, const MatMulInput::Impl& x) {
+  CheckShape(w.impl().cols == x.cols, "the input's width is not the matrix's");
   CheckShape(w.complete(), "rows are missing");
+}
+
+void PrepareFor(const Matrix::Impl& w, MatMulInput::Impl& x, ThreadPool& pool) {
+  if (w.format != nullptr) {
+    x.Prepare(Kernels().matmul->quant[w.format->index].bias, w.format->group, pool);
+  }
+}
+
+// Whether both matrices read the activations in the same form.
+bool ReadSameInput(const Matrix::Impl& a, const Matrix::Impl& b) {
+  if (a.format == nullptr || b.format == nullptr) {
+    return a.format == b.format;
+  }
+  const MatMulTable& table = *Kernels().matmul;
+  return a.format->group == b.format->group && table.quant[a.format->index].bias == table.quant[b.format->index].bias;
+}
+
+// Panels of the shortest range: the kernels for many tokens take them two at a time.
+int64_t Grain(const MatMulInput::Impl& x) {
+  const MatMulTable& table = *Kernels().matmul;
+  return x.n <= table.packed_tokens_max ? 1 : table.unpacked_panels;
+}
+
+}  // namespace
+
+void MatMul(const Matrix& w, MatMulInput& x, float* y, int64_t y_stride, ThreadPool& pool) {
+  const MatMulOutput output{&w, y, y_stride};
+  MatMulAll(absl::MakeConstSpan(&output, 1), x, pool);
+}
+
+void MatMulAll(absl::Span<const MatMulOutput> outputs, MatMulInput& x, ThreadPool& pool) {
+  MatMulInput::Impl& input = x.impl();
+  CheckShape(outputs.size() <= kProductsMax, "too many at once");
+  for (const MatMulOutput& output : outputs) {
+    CheckProduct(*output.w, input);
+  }
   if (input.n == 0) {
     return;
   }
-  const Product product{matrix, input, y, y_stride};
-  const MatMulTable& table = *Kernels().matmul;
-  // Ranges long enough that taking one (about 50 ns) is nothing, short enough that unequal cores finish together.
-  const int64_t share = std::max<int64_t>(1, matrix.panels() / (8 * pool.threads()));
-  if (matrix.format == nullptr) {
-    if (MultiplyWithOneDnn(w, product)) {
-      return;
+  bool done[kProductsMax] = {};
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    if (done[i]) {
+      continue;
     }
-    pool.ParallelFor(matrix.panels(), std::min(share, kPanelsPerRange),
-                     [&](int64_t begin, int64_t end, int) { FloatProduct(product, begin, end); });
+    const Matrix::Impl& w = outputs[i].w->impl();
+    ProductList list;
+    for (size_t k = i; k < outputs.size(); ++k) {
+      const Matrix& other = *outputs[k].w;
+      if (done[k] || !ReadSameInput(w, other.impl())) {
+        continue;
+      }
+      done[k] = true;
+      const Product product{&other.impl(), &input, outputs[k].y, outputs[k].y_stride};
+      if (other.impl().format != nullptr || !MultiplyWithOneDnn(other, product)) {
+        list.Add(product);
+      }
+    }
+    if (list.count == 0) {
+      continue;
+    }
+    PrepareFor(w, input, pool);
+    pool.ParallelFor(list.panels(), Grain(input),
+                     [&](int64_t begin, int64_t end, int) { list.ForParts(begin, end, Multiply); });
+  }
+}
+
+void MatMulGated(const Matrix& gate, const Matrix& up, MatMulInput& x, float* y, float* scratch, int64_t y_stride,
+                 ThreadPool& pool) {
+  MatMulInput::Impl& input = x.impl();
+  CheckProduct(gate, input);
+  CheckProduct(up, input);
+  CheckShape(gate.type() == up.type() && gate.rows() == up.rows(), "gate and up differ");
+  if (input.n == 0) {
     return;
   }
-  input.Prepare(table.quant[matrix.format->index].bias, matrix.format->group, pool);
-  if (input.n <= table.packed_tokens_max) {
-    pool.ParallelFor(matrix.panels(), share, [&](int64_t begin, int64_t end, int) { FewTokens(product, begin, end); });
-  } else {
-    pool.ParallelFor(matrix.panels(), std::min(share, kPanelsPerRange), [&](int64_t begin, int64_t end, int) {
-      for (int64_t i = begin; i < end; i += kPanelsPerRange) {
-        ManyTokens(product, i, std::min(end, i + kPanelsPerRange));
-      }
-    });
-  }
+  const Product gate_product{&gate.impl(), &input, y, y_stride};
+  const Product up_product{&up.impl(), &input, scratch, y_stride};
+  const auto activate = [&](int64_t row_begin, int64_t row_end) {
+    for (int64_t t = 0; t < input.n; ++t) {
+      float* out = y + t * y_stride + row_begin;
+      GeluTanhMul(out, scratch + t * y_stride + row_begin, row_end - row_begin, out);
+    }
+  };
+  PrepareFor(gate.impl(), input, pool);
+  pool.ParallelFor(gate.impl().panels(), Grain(input), [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; i += kPanelsPerRange) {
+      const int64_t next = std::min(end, i + kPanelsPerRange);
+      Multiply(gate_product, i, next);
+      Multiply(up_product, i, next);
+      activate(i * kPanelRows, std::min(gate.rows(), next * kPanelRows));
+    }
+  });
 }
 
 }  // namespace embergate::engine

@@ -50,27 +50,43 @@ void PutHalf(uint8_t* scales, int64_t index, uint16_t half) { std::memcpy(scales
 
 uint16_t GetHalf(const uint8_t* scales, int64_t index) { return LoadU16(scales + 2 * index); }
 
+// The block that holds a unit, and the unit's place in it.
+struct UnitPlace {
+  uint8_t* scales;  // of the block
+  uint8_t* low;     // of the unit
+  uint8_t* high;
+  int64_t block_units;
+  int64_t in_block;
+};
+
+UnitPlace PlaceOfUnit(const PanelLayout& layout, uint8_t* panel, int64_t unit) {
+  const int64_t in_block = unit % kBlockUnits;
+  const PanelBlock block = BlockOf(layout, panel, unit - in_block);
+  // Offsets from the panel, which is the caller's to write.
+  return {panel + (block.scales - panel), panel + (block.low - panel) + in_block * layout.low_unit_bytes,
+          panel + (block.high - panel) + in_block * layout.high_unit_bytes, block.units, in_block};
+}
+
 // Block `b` of a row, at row `row` of the panel.
 void PackBlock(const QuantFormat& format, const PanelLayout& layout, const BlockCodes& codes, int64_t b, int row,
                uint8_t* panel) {
   const int units = format.block / kUnitCols;
   for (int u = 0; u < units; ++u) {
-    const int64_t unit = b * units + u;
-    PackPlane(codes.code + u * kUnitCols, 0, format.low_bits, row, panel + unit * layout.low_unit_bytes);
+    const UnitPlace place = PlaceOfUnit(layout, panel, b * units + u);
+    PackPlane(codes.code + u * kUnitCols, 0, format.low_bits, row, place.low);
     if (format.high_bits > 0) {
-      PackPlane(codes.code + u * kUnitCols, format.low_bits, format.high_bits, row,
-                panel + layout.high_offset + unit * layout.high_unit_bytes);
+      PackPlane(codes.code + u * kUnitCols, format.low_bits, format.high_bits, row, place.high);
     }
   }
-  uint8_t* scales = panel + layout.scale_offset;
+  const UnitPlace place = PlaceOfUnit(layout, panel, b * units);
   if (!format.sub_scales) {
-    PutHalf(scales, b * kPanelRows + row, codes.d);
+    PutHalf(place.scales, place.in_block * kPanelRows + row, codes.d);
     if (format.has_min) {
-      PutHalf(scales, (layout.units + b) * kPanelRows + row, codes.m);
+      PutHalf(place.scales, (place.block_units + place.in_block) * kPanelRows + row, codes.m);
     }
     return;
   }
-  uint8_t* block = scales + b * SubScaleBlockBytes(format);
+  uint8_t* block = place.scales + place.in_block / 8 * SubScaleBlockBytes(format);
   const int groups = 256 / format.group;
   for (int g = 0; g < groups; ++g) {
     block[g * kPanelRows + row] = static_cast<uint8_t>(codes.scale[g]);
@@ -89,12 +105,14 @@ void PackBlock(const QuantFormat& format, const PanelLayout& layout, const Block
 // whole codes: four-byte words move as they are. These are most bytes of most files; a panel is read once.
 void PackWords(const PanelLayout& layout, const uint8_t* blocks, int64_t block_bytes, int words, int row,
                uint8_t* panel) {
-  uint8_t* scales = panel + layout.scale_offset;
-  for (int64_t b = 0; b < layout.units; ++b, blocks += block_bytes) {
-    std::memcpy(scales + 2 * (b * kPanelRows + row), blocks, 2);
-    uint8_t* unit = panel + b * layout.low_unit_bytes + row * 4;
-    for (int w = 0; w < words; ++w) {
-      std::memcpy(unit + w * kChunkBytes, blocks + 2 + 4 * w, 4);
+  for (int64_t first = 0; first < layout.units; first += kBlockUnits) {
+    const UnitPlace place = PlaceOfUnit(layout, panel, first);
+    for (int64_t b = 0; b < place.block_units; ++b, blocks += block_bytes) {
+      std::memcpy(place.scales + 2 * (b * kPanelRows + row), blocks, 2);
+      uint8_t* unit = place.low + b * layout.low_unit_bytes + row * 4;
+      for (int w = 0; w < words; ++w) {
+        std::memcpy(unit + w * kChunkBytes, blocks + 2 + 4 * w, 4);
+      }
     }
   }
 }
@@ -228,12 +246,14 @@ void Matrix::DequantizeRowTo(int64_t row, float* out) const {
     return;
   }
   const QuantFormat& f = *m.format;
-  const uint8_t* scales = panel + m.layout.scale_offset;
   for (int64_t first = 0; first < m.cols; first += f.group) {
+    const int64_t unit = first / kUnitCols;
+    const int64_t in_block = unit % kBlockUnits;
+    const PanelBlock place = BlockOf(m.layout, panel, unit - in_block);
     float scale;
     float min = 0;
     if (f.sub_scales) {
-      const uint8_t* block = scales + first / 256 * SubScaleBlockBytes(f);
+      const uint8_t* block = place.scales + in_block / 8 * SubScaleBlockBytes(f);
       const int groups = 256 / f.group;
       const int64_t at = first % 256 / f.group * kPanelRows + r;
       const uint8_t* factors = block + groups * kPanelRows * (f.has_min ? 2 : 1);
@@ -242,14 +262,14 @@ void Matrix::DequantizeRowTo(int64_t row, float* out) const {
         min = -HalfToFloat(GetHalf(factors, kPanelRows + r)) * static_cast<float>(block[groups * kPanelRows + at]);
       }
     } else {
-      const int64_t at = first / kUnitCols * kPanelRows + r;
-      scale = HalfToFloat(GetHalf(scales, at));
+      const int64_t at = in_block * kPanelRows + r;
+      scale = HalfToFloat(GetHalf(place.scales, at));
       if (f.has_min) {
-        min = HalfToFloat(GetHalf(scales, m.layout.units * kPanelRows + at));
+        min = HalfToFloat(GetHalf(place.scales, place.units * kPanelRows + at));
       }
     }
-    const uint8_t* low = panel + first / kUnitCols * m.layout.low_unit_bytes;
-    const uint8_t* high = panel + m.layout.high_offset + first / kUnitCols * m.layout.high_unit_bytes;
+    const uint8_t* low = place.low + in_block * m.layout.low_unit_bytes;
+    const uint8_t* high = place.high + in_block * m.layout.high_unit_bytes;
     for (int i = 0; i < f.group; ++i) {
       const int col = static_cast<int>(first % kUnitCols) + i;
       int level = UnpackCode(low, f.low_bits, r, col);

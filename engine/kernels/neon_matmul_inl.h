@@ -144,11 +144,8 @@ void PackedTile(const QuantTile& tile) {
   constexpr int kTurn = 4;
   for (int u = 0; u < tile.units; u += kTurn) {
     const int end = u + kTurn < tile.units ? u + kTurn : tile.units;
-    for (int i = u * kKind.low_bits; i < end * kKind.low_bits; ++i) {
-      __builtin_prefetch(tile.low + kPrefetchBytes + i * kChunkBytes);
-    }
-    for (int i = u * kKind.high_bits; i < end * kKind.high_bits; ++i) {
-      __builtin_prefetch(tile.high + kPrefetchBytes + i * kChunkBytes);
+    for (int64_t i = u * tile.ahead_step; i < end * tile.ahead_step; i += kChunkBytes) {
+      __builtin_prefetch(tile.ahead + i);
     }
     HalfTile<kKind, kTokens>(tile, 0, u, end);
     HalfTile<kKind, kTokens>(tile, 1, u, end);
@@ -237,12 +234,11 @@ inline float32x4_t FromUnsigned(const uint8_t* p) {
   return vcvtq_f32_u32(vmovl_u16(vget_low_u16(wide)));
 }
 
-inline void ExpandScales(const QuantFormat& format, const uint8_t* scales, int64_t panel_units, int64_t unit, int units,
-                         float* scale, float* min) {
+inline void ExpandScales(const QuantFormat& format, const uint8_t* scales, int units, float* scale, float* min) {
   const float32x4_t bias = vdupq_n_f32(static_cast<float>(format.bias));
   if (!format.sub_scales) {
-    const uint8_t* d = scales + unit * 32;
-    const uint8_t* m = d + panel_units * 32;
+    const uint8_t* d = scales;
+    const uint8_t* m = d + units * 32;
     for (int i = 0; i < 4 * units; ++i) {
       const float32x4_t s = LoadHalf4(d + i * 8);
       vst1q_f32(scale + i * 4, s);
@@ -255,7 +251,7 @@ inline void ExpandScales(const QuantFormat& format, const uint8_t* scales, int64
   const int groups = 256 / format.group;
   const int per_unit = 32 / format.group;
   const int64_t block_bytes = (format.has_min ? 2 : 1) * (groups * kPanelRows + 2 * kPanelRows);
-  for (int64_t first = unit; first < unit + units; first += 8) {
+  for (int64_t first = 0; first < units; first += 8) {
     const uint8_t* block = scales + first / 8 * block_bytes;
     const uint8_t* mins = block + groups * kPanelRows;
     const uint8_t* factors = format.has_min ? mins + groups * kPanelRows : mins;
@@ -264,7 +260,7 @@ inline void ExpandScales(const QuantFormat& format, const uint8_t* scales, int64
       const float32x4_t m = format.has_min ? LoadHalf4(factors + 32 + quarter * 8) : vdupq_n_f32(0);
       for (int g = 0; g < groups; ++g) {
         const int at = g * kPanelRows + quarter * 4;
-        const int64_t to = (first - unit) * per_unit * kPanelRows + at;
+        const int64_t to = first * per_unit * kPanelRows + at;
         const float32x4_t s = vmulq_f32(d, FromSigned(block + at));
         vst1q_f32(scale + to, s);
         if (format.has_min) {

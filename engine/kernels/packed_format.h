@@ -9,7 +9,9 @@
 // bytes, and chunk c lies in vector c % B, bits B * (c / B) upwards of each byte. A 5-bit code is a 4-bit plane and a
 // 1-bit plane, a 6-bit one 4 + 2, and so on: memory is what the file's type takes.
 //
-// A panel's bytes: [low plane, all units][high plane, all units][scales], each part 64-byte aligned.
+// A panel's bytes: blocks of kBlockUnits units (the last may be shorter), each [scales][low plane][high plane], every
+// part 64-byte aligned. So a panel, and a range of panels, is read from its first byte to its last in order: with the
+// scales apart from the planes one token reached 84 % of what a core can read here, in one stream 91 %.
 // Scales, types with one f16 per 32:   d[unit][16 rows] f16, then m[unit][16] f16 if the type has mins.
 // Scales, types with sub-scales, for each 256 columns: scale[256/group][16] i8, min[256/group][16] u8 if it has mins,
 //   d[16] f16, m[16] f16 if it has mins.
@@ -39,8 +41,8 @@ inline constexpr int kUnpackedUnitBytes = kPanelRows * kUnitCols;
 // Products with 16- and 32-bit float weights add up columns in runs of this length, then the runs, in order.
 inline constexpr int kFloatRun = 128;
 
-// How far ahead of its use a stream of codes is fetched when few tokens read it from memory. Without it the
-// multiplications and the waiting for memory add up instead of overlapping.
+// How far ahead of its use a stream of weights is fetched, at least, when few tokens read it from memory. Without it
+// the multiplications and the waiting for memory add up instead of overlapping.
 inline constexpr int kPrefetchBytes = 4096;
 
 // 32 activations of one token: one cache line.
@@ -61,16 +63,6 @@ enum class InitForm {
   kMagicTotals,  // one i32 added to the bits of the float 1.5 * 2^23
 };
 
-// Byte offsets inside a panel.
-struct PanelLayout {
-  int64_t units = 0;
-  int64_t low_unit_bytes = 0;
-  int64_t high_unit_bytes = 0;
-  int64_t high_offset = 0;
-  int64_t scale_offset = 0;
-  int64_t panel_bytes = 0;
-};
-
 // Sums that the integer kernels distinguish. Kernels for code-book and 8-bit types take signed levels.
 inline bool HasSignedLevels(const QuantFormat& format) { return format.code_book || format.low_bits == 8; }
 
@@ -80,16 +72,53 @@ inline int64_t SubScaleBlockBytes(const QuantFormat& format) {
   return format.has_min ? 2 * per_kind : per_kind;
 }
 
+// Where things lie inside a panel, in bytes.
+struct PanelLayout {
+  int64_t units = 0;
+  int64_t low_unit_bytes = 0;
+  int64_t high_unit_bytes = 0;
+  int64_t block_bytes = 0;       // from one block to the next
+  int64_t last_block_units = 0;  // of the last block
+  int64_t low_offset = 0;        // from the start of a block to its low plane: whole blocks, and the last one
+  int64_t last_low_offset = 0;
+  int64_t panel_bytes = 0;
+};
+
+// One block of a panel.
+struct PanelBlock {
+  int units;
+  const uint8_t* scales;
+  const uint8_t* low;
+  const uint8_t* high;
+};
+
+// `unit` is a multiple of kBlockUnits.
+inline PanelBlock BlockOf(const PanelLayout& layout, const uint8_t* panel, int64_t unit) {
+  const bool last = unit + kBlockUnits >= layout.units;
+  const int64_t units = last ? layout.last_block_units : kBlockUnits;
+  const uint8_t* scales = panel + unit / kBlockUnits * layout.block_bytes;
+  const uint8_t* low = scales + (last ? layout.last_low_offset : layout.low_offset);
+  return {static_cast<int>(units), scales, low, low + units * layout.low_unit_bytes};
+}
+
 inline PanelLayout MakePanelLayout(const QuantFormat& format, int64_t cols) {
+  const auto scale_bytes = [&](int64_t units) {
+    const int64_t bytes =
+        format.sub_scales ? units / 8 * SubScaleBlockBytes(format) : units * 2 * kPanelRows * (format.has_min ? 2 : 1);
+    return (bytes + 63) / 64 * 64;
+  };
   PanelLayout layout;
   layout.units = cols / kUnitCols;
   layout.low_unit_bytes = int64_t{kChunkBytes} * format.low_bits;
   layout.high_unit_bytes = int64_t{kChunkBytes} * format.high_bits;
-  layout.high_offset = layout.units * layout.low_unit_bytes;
-  layout.scale_offset = layout.high_offset + layout.units * layout.high_unit_bytes;
-  const int64_t scale_bytes = format.sub_scales ? cols / 256 * SubScaleBlockBytes(format)
-                                                : layout.units * 2 * kPanelRows * (format.has_min ? 2 : 1);
-  layout.panel_bytes = (layout.scale_offset + scale_bytes + 63) / 64 * 64;
+  const int64_t plane_bytes = layout.low_unit_bytes + layout.high_unit_bytes;
+  const int64_t whole_blocks = (layout.units - 1) / kBlockUnits;
+  layout.last_block_units = layout.units - whole_blocks * kBlockUnits;
+  layout.low_offset = scale_bytes(kBlockUnits);
+  layout.last_low_offset = scale_bytes(layout.last_block_units);
+  layout.block_bytes = layout.low_offset + kBlockUnits * plane_bytes;
+  layout.panel_bytes =
+      whole_blocks * layout.block_bytes + layout.last_low_offset + layout.last_block_units * plane_bytes;
   return layout;
 }
 

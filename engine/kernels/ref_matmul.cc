@@ -10,10 +10,9 @@ namespace {
 
 constexpr int kTokensMax = 4;
 
-void RefExpandScales(const QuantFormat& format, const uint8_t* scales, int64_t panel_units, int64_t unit, int units,
-                     float* scale, float* min) {
+void RefExpandScales(const QuantFormat& format, const uint8_t* scales, int units, float* scale, float* min) {
   const int per_unit = kUnitCols / format.group;
-  for (int64_t g = unit * per_unit; g < (unit + units) * per_unit; ++g) {
+  for (int64_t g = 0; g < units * per_unit; ++g) {
     for (int row = 0; row < kPanelRows; ++row, ++scale, ++min) {
       float m = 0;
       if (format.sub_scales) {
@@ -28,7 +27,7 @@ void RefExpandScales(const QuantFormat& format, const uint8_t* scales, int64_t p
       } else {
         *scale = LoadHalf(scales + 2 * (g * kPanelRows + row));
         if (format.has_min) {
-          m = LoadHalf(scales + 2 * ((panel_units + g) * kPanelRows + row));
+          m = LoadHalf(scales + 2 * ((units + g) * kPanelRows + row));
         }
       }
       if (format.has_min) {

@@ -270,6 +270,43 @@ TEST_P(ProductTest, MemoryStaysCloseToTheFiles) {
   EXPECT_LE(static_cast<double>(w->resident_bytes()), growth * file + 4096);
 }
 
+// Several products in one pass, and the gated pair, give what the single products give, bit for bit.
+TEST_P(ProductTest, FusedProductsEqualSingleOnes) {
+  const int64_t rows = 150;  // a partial panel at the end
+  const std::vector<uint8_t> a_bytes = RandomRows(GetParam(), rows, Cols(), 11);
+  const std::vector<uint8_t> b_bytes = RandomRows(GetParam(), rows, Cols(), 12);
+  const std::vector<uint8_t> c_bytes = RandomRows(TensorType::kF32, 21, Cols(), 13);
+  const Matrix a = MakeMatrix(GetParam(), rows, Cols(), a_bytes);
+  const Matrix b = MakeMatrix(GetParam(), rows, Cols(), b_bytes);
+  const Matrix c = MakeMatrix(TensorType::kF32, 21, Cols(), c_bytes);
+  for (const std::string& isa : AvailableKernelIsas()) {
+    ASSERT_TRUE(ForceKernelIsa(isa).ok());
+    for (const int n : {1, 3, 100}) {
+      const std::vector<float> x = RandomFloats(static_cast<size_t>(n * Cols()), 14);
+      std::vector<float> expected_a = Product(a, x, n);
+      const std::vector<float> expected_b = Product(b, x, n);
+      const std::vector<float> expected_c = Product(c, x, n);
+      for (const int threads : {1, 3}) {
+        ThreadPool pool(threads);
+        MatMulInput input(n, Cols());
+        input.Set(x.data(), n, Cols(), Cols());
+        std::vector<float> y_a(expected_a.size(), NAN);
+        std::vector<float> y_b(expected_b.size(), NAN);
+        std::vector<float> y_c(expected_c.size(), NAN);
+        MatMulAll({{&a, y_a.data(), rows}, {&c, y_c.data(), 21}, {&b, y_b.data(), rows}}, input, pool);
+        EXPECT_EQ(y_a, expected_a) << isa << " n " << n;
+        EXPECT_EQ(y_b, expected_b) << isa << " n " << n;
+        EXPECT_EQ(y_c, expected_c) << isa << " n " << n;
+        std::vector<float> gated(expected_a.size(), NAN);
+        MatMulGated(a, b, input, gated.data(), y_b.data(), rows, pool);
+        std::vector<float> expected(expected_a.size());
+        GeluTanhMul(expected_a.data(), expected_b.data(), static_cast<int64_t>(expected.size()), expected.data());
+        EXPECT_EQ(gated, expected) << isa << " n " << n;
+      }
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Types, ProductTest, testing::ValuesIn(kTypes), TypeName);
 
 TEST(MatrixTest, RefusesShapesAndBytesThatDoNotFit) {
