@@ -105,17 +105,22 @@ void AttendSegment(const AttentionShape& shape, absl::Span<const AttentionQuery>
     const AttentionBlock memory = blocks(block);
     const int count = visible.last - visible.first;
     const Rows keys = ReadableRows(shape, memory.keys, visible.first, count, rows_scratch);
+    const FetchAhead own_values = {memory.values + visible.first * shape.row_bytes, count * shape.row_bytes};
     (keys.half ? table.scores_f16 : table.scores_f32)(visible.q, visible.count, dim, keys.data, keys.row_bytes, count,
-                                                      scores + visible.first);
+                                                      own_values, scores + visible.first);
     float rescale[kAttentionQueriesMax];
     for (int i = 0; i < visible.count; ++i) {
       AttentionState& state = states[visible.index[i]];
       rescale[i] =
           table.softmax(scores + i * kAttentionBlock, visible.begin[i], visible.end[i], &state.maximum, &state.sum);
     }
+    FetchAhead next_keys;
+    if (block < last_block) {
+      next_keys = {blocks(block + 1).keys, kAttentionBlock * shape.row_bytes};
+    }
     const Rows values = ReadableRows(shape, memory.values, visible.first, count, rows_scratch);
     (values.half ? table.values_f16 : table.values_f32)(scores + visible.first, rescale, visible.count, dim,
-                                                        values.data, values.row_bytes, count, visible.out);
+                                                        values.data, values.row_bytes, count, next_keys, visible.out);
   }
 }
 

@@ -1,5 +1,6 @@
 // The parts of attention over a vector type V (see elementwise_inl.h), which here also has LoadHalf(p): kLanes f16
-// values as f32. Included by the file of each instruction set.
+// values as f32; Keep(reg); Largest(reg); Totals(regs, out): the sums of kLanes registers' lanes, all in the same
+// order; and how many queries and sums a tile of scores has. Included by the file of each instruction set.
 #ifndef EMBERGATE_ENGINE_KERNELS_ATTENTION_INL_H_
 #define EMBERGATE_ENGINE_KERNELS_ATTENTION_INL_H_
 
@@ -24,63 +25,89 @@ struct AttentionKernels {
     }
   }
 
-  // kQueries x kKeys dot products, one chain of additions each.
+  // Part `step` of `steps` of what is to be fetched.
+  static void Fetch(const FetchAhead& ahead, int step, int steps) {
+    const int64_t lines = ahead.bytes / 64;
+    for (int64_t i = lines * step / steps; i < lines * (step + 1) / steps; ++i) {
+      __builtin_prefetch(ahead.data + i * 64, /*rw=*/0, /*locality=*/2);
+    }
+  }
+
+  // kQueries x kKeys dot products, one chain of additions each; a key is converted once for all queries.
   template <bool kHalf, int kQueries, int kKeys>
   static void ScoreTile(const float* const* q, int dim, const uint8_t* keys, int64_t row_bytes, float* scores) {
-    Reg sum[kQueries][kKeys];
-#pragma GCC unroll 4
-    for (int i = 0; i < kQueries; ++i) {
-#pragma GCC unroll 4
-      for (int k = 0; k < kKeys; ++k) {
-        sum[i][k] = V::Set(0);
-      }
+    constexpr int kSums = kQueries * kKeys;
+    constexpr int kPadded = (kSums + kLanes - 1) / kLanes * kLanes;
+    Reg sum[kPadded];
+#pragma GCC unroll 16
+    for (int i = 0; i < kPadded; ++i) {
+      sum[i] = V::Set(0);
     }
     for (int d = 0; d < dim; d += kLanes) {
       Reg key[kKeys];
-#pragma GCC unroll 4
+#pragma GCC unroll 16
       for (int k = 0; k < kKeys; ++k) {
         key[k] = LoadRow<kHalf>(keys + k * row_bytes, d);
       }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int i = 0; i < kQueries; ++i) {
-        const Reg x = V::Load(q[i] + d);
-#pragma GCC unroll 4
+        Reg x = V::Load(q[i] + d);
+        V::Keep(x);  // loaded once, not once per key
+#pragma GCC unroll 16
         for (int k = 0; k < kKeys; ++k) {
-          sum[i][k] = V::Fma(x, key[k], sum[i][k]);
+          sum[i * kKeys + k] = V::Fma(x, key[k], sum[i * kKeys + k]);
         }
       }
     }
+    float totals[kPadded];
 #pragma GCC unroll 4
+    for (int i = 0; i < kPadded; i += kLanes) {
+      V::Totals(sum + i, totals + i);
+    }
+#pragma GCC unroll 8
     for (int i = 0; i < kQueries; ++i) {
-#pragma GCC unroll 4
+#pragma GCC unroll 16
       for (int k = 0; k < kKeys; ++k) {
-        scores[i * kAttentionRow + k] = V::Total(sum[i][k]);
+        scores[i * kAttentionRow + k] = totals[i * kKeys + k];
       }
     }
   }
 
   template <bool kHalf, int kQueries>
   static void ScoreRows(const float* const* q, int dim, const uint8_t* keys, int64_t row_bytes, int count,
-                        float* scores) {
+                        const FetchAhead& ahead, float* scores) {
+    constexpr int kKeys = V::kScoreSums / kQueries;
     int k = 0;
-    for (; k + 2 <= count; k += 2) {
-      ScoreTile<kHalf, kQueries, 2>(q, dim, keys + k * row_bytes, row_bytes, scores + k);
+    for (; k + kKeys <= count; k += kKeys) {
+      Fetch(ahead, k / kKeys, count / kKeys);
+      ScoreTile<kHalf, kQueries, kKeys>(q, dim, keys + k * row_bytes, row_bytes, scores + k);
     }
-    if (k < count) {
+    for (; k < count; ++k) {
       ScoreTile<kHalf, kQueries, 1>(q, dim, keys + k * row_bytes, row_bytes, scores + k);
+    }
+  }
+
+  // As many queries at once as there are, in powers of two from kQueries down.
+  template <bool kHalf, int kQueries>
+  static void ScoresFrom(const float* const* q, int queries, int dim, const uint8_t* keys, int64_t row_bytes, int count,
+                         FetchAhead ahead, float* scores) {
+    int i = 0;
+    for (; i + kQueries <= queries; i += kQueries) {
+      ScoreRows<kHalf, kQueries>(q + i, dim, keys, row_bytes, count, ahead, scores + i * kAttentionRow);
+      ahead.bytes = 0;
+    }
+    if constexpr (kQueries > 1) {
+      if (i < queries) {
+        ScoresFrom<kHalf, kQueries / 2>(q + i, queries - i, dim, keys, row_bytes, count, ahead,
+                                        scores + i * kAttentionRow);
+      }
     }
   }
 
   template <bool kHalf>
   static void Scores(const float* const* q, int queries, int dim, const uint8_t* keys, int64_t row_bytes, int count,
-                     float* scores) {
-    int i = 0;
-    for (; i + 4 <= queries; i += 4) {
-      ScoreRows<kHalf, 4>(q + i, dim, keys, row_bytes, count, scores + i * kAttentionRow);
-    }
-    for (; i < queries; ++i) {
-      ScoreRows<kHalf, 1>(q + i, dim, keys, row_bytes, count, scores + i * kAttentionRow);
-    }
+                     const FetchAhead& ahead, float* scores) {
+    ScoresFrom<kHalf, V::kScoreQueries>(q, queries, dim, keys, row_bytes, count, ahead, scores);
   }
 
   // kQueries rows of out, kRegs registers of columns: out = out * rescale + sum over positions, ascending.
@@ -88,7 +115,7 @@ struct AttentionKernels {
   static void ValueTile(const float* weights, const float* rescale, const uint8_t* values, int64_t row_bytes, int count,
                         int d, float* const* out) {
     Reg sum[kQueries][kRegs];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int i = 0; i < kQueries; ++i) {
 #pragma GCC unroll 4
       for (int r = 0; r < kRegs; ++r) {
@@ -101,7 +128,7 @@ struct AttentionKernels {
       for (int r = 0; r < kRegs; ++r) {
         value[r] = LoadRow<kHalf>(values + p * row_bytes, d + r * kLanes);
       }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int i = 0; i < kQueries; ++i) {
         const Reg w = V::Set(weights[i * kAttentionRow + p]);
 #pragma GCC unroll 4
@@ -110,7 +137,7 @@ struct AttentionKernels {
         }
       }
     }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int i = 0; i < kQueries; ++i) {
 #pragma GCC unroll 4
       for (int r = 0; r < kRegs; ++r) {
@@ -121,9 +148,10 @@ struct AttentionKernels {
 
   template <bool kHalf, int kQueries>
   static void ValueRows(const float* weights, const float* rescale, int dim, const uint8_t* values, int64_t row_bytes,
-                        int count, float* const* out) {
+                        int count, const FetchAhead& ahead, float* const* out) {
     int d = 0;
     for (; d + 2 * kLanes <= dim; d += 2 * kLanes) {
+      Fetch(ahead, d / (2 * kLanes), dim / (2 * kLanes));
       ValueTile<kHalf, kQueries, 2>(weights, rescale, values, row_bytes, count, d, out);
     }
     if (d < dim) {
@@ -131,16 +159,27 @@ struct AttentionKernels {
     }
   }
 
+  template <bool kHalf, int kQueries>
+  static void ValuesFrom(const float* weights, const float* rescale, int queries, int dim, const uint8_t* values,
+                         int64_t row_bytes, int count, FetchAhead ahead, float* const* out) {
+    int i = 0;
+    for (; i + kQueries <= queries; i += kQueries) {
+      ValueRows<kHalf, kQueries>(weights + i * kAttentionRow, rescale + i, dim, values, row_bytes, count, ahead,
+                                 out + i);
+      ahead.bytes = 0;
+    }
+    if constexpr (kQueries > 1) {
+      if (i < queries) {
+        ValuesFrom<kHalf, kQueries / 2>(weights + i * kAttentionRow, rescale + i, queries - i, dim, values, row_bytes,
+                                        count, ahead, out + i);
+      }
+    }
+  }
+
   template <bool kHalf>
   static void Values(const float* weights, const float* rescale, int queries, int dim, const uint8_t* values,
-                     int64_t row_bytes, int count, float* const* out) {
-    int i = 0;
-    for (; i + 4 <= queries; i += 4) {
-      ValueRows<kHalf, 4>(weights + i * kAttentionRow, rescale + i, dim, values, row_bytes, count, out + i);
-    }
-    for (; i < queries; ++i) {
-      ValueRows<kHalf, 1>(weights + i * kAttentionRow, rescale + i, dim, values, row_bytes, count, out + i);
-    }
+                     int64_t row_bytes, int count, const FetchAhead& ahead, float* const* out) {
+    ValuesFrom<kHalf, V::kScoreQueries>(weights, rescale, queries, dim, values, row_bytes, count, ahead, out);
   }
 
   static float ExpOne(float x) {
@@ -152,19 +191,28 @@ struct AttentionKernels {
   // The lanes of `scores` before `begin` and from `end` on are not the query's: they get weight 0. Every sum takes
   // all 32 lanes in the same order, so a weight's place in it is its position's.
   static float Softmax(float* scores, int begin, int end, float* maximum, float* sum) {
+    const bool whole = begin == 0 && end == kAttentionRow;
     float top = *maximum;
-    for (int i = begin; i < end; ++i) {
-      top = scores[i] > top ? scores[i] : top;
+    if (whole) {
+      Reg largest = V::Set(top);
+      for (int i = 0; i < kAttentionRow; i += kLanes) {
+        largest = V::Max(V::Load(scores + i), largest);
+      }
+      top = V::Largest(largest);
+    } else {
+      for (int i = begin; i < end; ++i) {
+        top = scores[i] > top ? scores[i] : top;
+      }
+      for (int i = 0; i < kAttentionRow; ++i) {
+        scores[i] = i >= begin && i < end ? scores[i] : top;
+      }
     }
-    const float rescale = *sum == 0.0f ? 0.0f : ExpOne(*maximum - top);
+    const float rescale = *sum == 0.0f ? 0.0f : *maximum == top ? 1.0f : ExpOne(*maximum - top);
     const Reg shift = V::Set(top);
-    for (int i = 0; i < kAttentionRow; ++i) {
-      scores[i] = i >= begin && i < end ? scores[i] : top;
-    }
     for (int i = 0; i < kAttentionRow; i += kLanes) {
       V::Store(scores + i, Elementwise<V>::Exp(V::Sub(V::Load(scores + i), shift)));
     }
-    for (int i = 0; i < kAttentionRow; ++i) {
+    for (int i = 0; !whole && i < kAttentionRow; ++i) {
       scores[i] = i >= begin && i < end ? scores[i] : 0.0f;
     }
     Reg total = V::Load(scores);

@@ -12,6 +12,8 @@ namespace {
 struct Avx2Vector {
   using Reg = __m256;
   static constexpr int kLanes = 8;
+  static constexpr int kScoreQueries = 4;
+  static constexpr int kScoreSums = 8;
 
   static __m256i Mask(int n) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
@@ -21,6 +23,7 @@ struct Avx2Vector {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }
   static Reg LoadPart(const float* p, int n) { return n >= 8 ? Load(p) : _mm256_maskload_ps(p, Mask(n)); }
+  static void Keep(Reg& v) { asm("" : "+x"(v)); }  // in a register, not in its instructions' memory operands
   static void Store(float* p, Reg v) { _mm256_storeu_ps(p, v); }
   static void StorePart(float* p, int n, Reg v) { n >= 8 ? Store(p, v) : _mm256_maskstore_ps(p, Mask(n), v); }
   static Reg Set(float x) { return _mm256_set1_ps(x); }
@@ -43,6 +46,18 @@ struct Avx2Vector {
     __m128 sum = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
     return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
+  }
+  static float Largest(Reg v) {
+    __m128 top = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    top = _mm_max_ps(top, _mm_movehl_ps(top, top));
+    return _mm_cvtss_f32(_mm_max_ss(top, _mm_movehdup_ps(top)));
+  }
+
+  // out[i] = sum of the lanes of v[i]; the order of additions is the same for every i.
+  static void Totals(const Reg* v, float* out) {
+    const Reg left = _mm256_hadd_ps(_mm256_hadd_ps(v[0], v[1]), _mm256_hadd_ps(v[2], v[3]));
+    const Reg right = _mm256_hadd_ps(_mm256_hadd_ps(v[4], v[5]), _mm256_hadd_ps(v[6], v[7]));
+    Store(out, Add(_mm256_permute2f128_ps(left, right, 0x20), _mm256_permute2f128_ps(left, right, 0x31)));
   }
 };
 

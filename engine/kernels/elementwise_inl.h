@@ -79,13 +79,18 @@ struct Elementwise {
     Reg sum[4] = {V::Set(0), V::Set(0), V::Set(0), V::Set(0)};
     int64_t i = 0;
     for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
+#pragma GCC unroll 4
       for (int k = 0; k < 4; ++k) {
         sum[k] = V::Fma(V::Load(a + i + k * kLanes), V::Load(b + i + k * kLanes), sum[k]);
       }
     }
-    for (int k = 0; i < n; i += kLanes, ++k) {
-      const int left = static_cast<int>(n - i < kLanes ? n - i : kLanes);
-      sum[k] = V::Fma(V::LoadPart(a + i, left), V::LoadPart(b + i, left), sum[k]);
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; ++k) {  // each sum by its constant index: it then stays in a register
+      if (i < n) {
+        const int left = static_cast<int>(n - i < kLanes ? n - i : kLanes);
+        sum[k] = V::Fma(V::LoadPart(a + i, left), V::LoadPart(b + i, left), sum[k]);
+        i += kLanes;
+      }
     }
     return V::Total(V::Add(V::Add(sum[0], sum[1]), V::Add(sum[2], sum[3])));
   }

@@ -92,14 +92,21 @@ struct MatMulTable {
 // Positions per row of scores: kAttentionBlock of attention.h.
 inline constexpr int kAttentionRow = 32;
 
+// What will be read next: fetched little by little while something else is computed.
+struct FetchAhead {
+  const uint8_t* data = nullptr;
+  int64_t bytes = 0;
+};
+
 // Parts of attention.cc over one KV block; rows are `row_bytes` apart, `count` of them.
 struct AttentionTable {
   // scores[i * kAttentionRow + k] = q[i] . keys[k]
   using ScoresFunction = void (*)(const float* const* q, int queries, int dim, const uint8_t* keys, int64_t row_bytes,
-                                  int count, float* scores);
+                                  int count, const FetchAhead& ahead, float* scores);
   // out[i] = out[i] * rescale[i] + sum over p of weights[i * kAttentionRow + p] * values[p]
   using ValuesFunction = void (*)(const float* weights, const float* rescale, int queries, int dim,
-                                  const uint8_t* values, int64_t row_bytes, int count, float* const* out);
+                                  const uint8_t* values, int64_t row_bytes, int count, const FetchAhead& ahead,
+                                  float* const* out);
   ScoresFunction scores_f32;
   ScoresFunction scores_f16;
   // Turns scores [begin, end) of a row into weights e^(score - maximum), all others into 0; updates the running
@@ -147,8 +154,10 @@ extern const KvRowTable kRefKvRows;
 extern const MatMulTable kAvx2MatMul;
 extern const MatMulTable kAvx512MatMul;
 extern const ElementwiseTable kAvx2Elementwise;
+extern const ElementwiseTable kAvx512Elementwise;
 extern const AttentionTable kAvx2Attention;
 extern const KvRowTable kAvx2KvRows;
+extern const AttentionTable kAvx512Attention;
 extern const MachineTable kAvx2Machine;
 extern const MachineTable kAvx512Machine;
 #elif defined(__aarch64__)

@@ -52,7 +52,8 @@ struct Candidate {
 // Best first.
 constexpr Candidate kCandidates[] = {
 #if defined(__x86_64__)
-    {{"avx512vnni", &kAvx2Elementwise, &kAvx2Attention, &kAvx512Machine, &kAvx512MatMul, &kAvx2KvRows}, HasAvx512Vnni},
+    {{"avx512vnni", &kAvx512Elementwise, &kAvx512Attention, &kAvx512Machine, &kAvx512MatMul, &kAvx2KvRows},
+     HasAvx512Vnni},
     {{"avx2", &kAvx2Elementwise, &kAvx2Attention, &kAvx2Machine, &kAvx2MatMul, &kAvx2KvRows}, HasAvx2},
 #elif defined(__aarch64__)
     {{"neon_i8mm", &kNeonElementwise, &kNeonAttention, &kNeonI8mmMachine, &kNeonI8mmMatMul, &kNeonKvRows}, HasI8mm},

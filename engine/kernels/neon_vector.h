@@ -12,6 +12,8 @@ namespace {
 struct NeonVector {
   using Reg = float32x4_t;
   static constexpr int kLanes = 4;
+  static constexpr int kScoreQueries = 8;
+  static constexpr int kScoreSums = 16;
 
   static Reg Load(const float* p) { return vld1q_f32(p); }
   static Reg LoadHalf(const uint8_t* p) {
@@ -27,6 +29,7 @@ struct NeonVector {
     }
     return vld1q_f32(part);
   }
+  static void Keep(Reg& v) { asm("" : "+w"(v)); }  // in a register, not in its instructions' memory operands
   static void Store(float* p, Reg v) { vst1q_f32(p, v); }
   static void StorePart(float* p, int n, Reg v) {
     if (n >= 4) {
@@ -55,6 +58,12 @@ struct NeonVector {
   static uint32x4_t Less(Reg a, Reg b) { return vcltq_f32(a, b); }
   static Reg Select(uint32x4_t mask, Reg a, Reg b) { return vbslq_f32(mask, a, b); }
   static float Total(Reg v) { return vaddvq_f32(v); }
+  static float Largest(Reg v) { return vmaxvq_f32(v); }
+
+  // out[i] = sum of the lanes of v[i]; the order of additions is the same for every i.
+  static void Totals(const Reg* v, float* out) {
+    Store(out, vpaddq_f32(vpaddq_f32(v[0], v[1]), vpaddq_f32(v[2], v[3])));
+  }
 };
 
 }  // namespace

@@ -21,7 +21,7 @@ float At(const uint8_t* row, int i) {
 
 template <bool kHalf>
 void Scores(const float* const* q, int queries, int dim, const uint8_t* keys, int64_t row_bytes, int count,
-            float* scores) {
+            const FetchAhead& /*ahead*/, float* scores) {
   for (int i = 0; i < queries; ++i) {
     for (int k = 0; k < count; ++k) {
       double sum = 0;
@@ -48,7 +48,7 @@ float Softmax(float* scores, int begin, int end, float* maximum, float* sum) {
 
 template <bool kHalf>
 void Values(const float* weights, const float* rescale, int queries, int dim, const uint8_t* values, int64_t row_bytes,
-            int count, float* const* out) {
+            int count, const FetchAhead& /*ahead*/, float* const* out) {
   for (int i = 0; i < queries; ++i) {
     for (int d = 0; d < dim; ++d) {
       double sum = static_cast<double>(out[i][d]) * static_cast<double>(rescale[i]);

@@ -3,12 +3,14 @@
 //
 //   kernels_bench [--smoke] [--isa NAME] [--type Q4_0] [--threads N] [--shape ROWSxCOLS] [--tokens N] [--runs K]
 //   [--best] [--cpu-time] [--warm]
-//                [--onednn]
+//                [--onednn] [--attention]
 //
 // Each figure is the median of K timed runs; with --best the fastest, which on a machine that others share says more
 // of the kernel and less of them. --cpu-time (one thread) counts the process's CPU time instead of the clock's, for the
 // same reason: it leaves out the time that others had the CPU. Few-token runs walk through copies of the matrix that
-// together exceed every cache, as the layers of a model do; with --warm there is one copy only.
+// together exceed every cache, as the layers of a model do; with --warm there is one copy only. --attention measures
+// attention instead, one thread: keys and values per second for the 8 heads of one token over a long context, and
+// multiply-adds per second for 4 tokens of a prompt.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -20,6 +22,7 @@
 #include <thread>
 #include <vector>
 
+#include "engine/kernels/attention.h"
 #include "engine/kernels/float16.h"
 #include "engine/kernels/kernels.h"
 #include "engine/kernels/machine_limits.h"
@@ -34,6 +37,7 @@ struct Options {
   bool best = false;
   bool cpu_time = false;
   bool warm = false;
+  bool attention = false;
   std::string isa;
   std::string type = "Q4_0";
   int threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
@@ -147,6 +151,60 @@ void BenchShape(const Options& options, TensorType type, const Shape& shape, con
   }
 }
 
+// One KV head with `heads` query heads per token; each token sees all positions.
+void BenchAttention(const Options& options, TensorType type, int dim, int heads, int tokens, int positions) {
+  const int64_t row_bytes = static_cast<int64_t>(*storage::BytesOf(type, static_cast<uint64_t>(dim)));
+  const int blocks = positions / kAttentionBlock;
+  // Copies, so that a context comes from memory as it does when layers take turns.
+  const int copies = tokens == 1 && !options.smoke && !options.warm
+                         ? std::max(1, static_cast<int>((int64_t{400} << 20) / (2 * positions * row_bytes)))
+                         : 1;
+  std::vector<uint8_t> cache(static_cast<size_t>(copies) * static_cast<size_t>(2 * positions * row_bytes));
+  for (size_t i = 0; i < cache.size(); ++i) {
+    cache[i] = i % 2 == 1 ? 0x30 : static_cast<uint8_t>(i * 37);  // small positive halves; Q8_0: scales too
+  }
+  std::vector<float> q(static_cast<size_t>(tokens * heads * dim), 0.01f);
+  std::vector<float> out(q.size());
+  std::vector<float> scratch(static_cast<size_t>(AttentionScratchFloats(dim)));
+  std::vector<AttentionQuery> queries;
+  for (int i = 0; i < tokens * heads; ++i) {
+    queries.push_back({q.data() + int64_t{i} * dim, 0, positions, out.data() + int64_t{i} * dim});
+  }
+  std::vector<double> seconds;
+  for (int run = 0; run < options.runs + 1; ++run) {
+    const double start = Now(options.cpu_time);
+    for (int copy = 0; copy < copies; ++copy) {
+      const uint8_t* base = cache.data() + int64_t{copy} * 2 * positions * row_bytes;
+      const auto block_at = [&](int block) {
+        const uint8_t* keys = base + int64_t{block % blocks} * 2 * kAttentionBlock * row_bytes;
+        return AttentionBlock{keys, keys + kAttentionBlock * row_bytes};
+      };
+      Attend({type, dim, row_bytes}, queries, block_at, scratch.data());
+    }
+    if (run > 0 || options.smoke) {
+      seconds.push_back((Now(options.cpu_time) - start) / copies);
+    }
+  }
+  std::sort(seconds.begin(), seconds.end());
+  const double median = options.best ? seconds.front() : seconds[seconds.size() / 2];
+  std::printf("%-14s attention %-5s %d heads of %d, %d tokens, %d positions: %9.3f ms %7.2f GB/s %7.1f GFLOP/s\n",
+              KernelIsa(), std::string(storage::TraitsOf(type).name).c_str(), heads, dim, tokens, positions,
+              median * 1e3, 2.0 * positions * static_cast<double>(row_bytes) / median / 1e9,
+              4.0 * positions * dim * heads * tokens / median / 1e9);
+  std::fflush(stdout);
+}
+
+void BenchAttentionShapes(const Options& options) {
+  const int positions = options.smoke ? 64 : 4096;
+  for (const TensorType type : {TensorType::kF16, TensorType::kQ8_0, TensorType::kF32}) {
+    for (const int tokens : {1, 4}) {
+      BenchAttention(options, type, 512, 8, tokens, positions);  // Gemma 4, full layers
+      BenchAttention(options, type, 256, 8, tokens, std::min(positions, 512));
+      BenchAttention(options, type, 256, 4, tokens, positions);  // Gemma 3n
+    }
+  }
+}
+
 int Run(const Options& options) {
   const storage::TensorTypeTraits* traits = storage::FindTensorTypeByName(options.type);
   if (traits == nullptr || !IsSupportedWeightType(traits->type)) {
@@ -171,7 +229,10 @@ int Run(const Options& options) {
     const MachineLimits limits = MeasureMachine(pool, options.smoke ? 0.02 : 1.0, options.smoke ? size_t{8} << 20 : 0);
     std::printf("%-14s %d threads: reads %.1f GB/s; %s %.1f GOP/s\n", isa.c_str(), pool.threads(),
                 limits.read_bytes_per_second / 1e9, limits.integer_loop.c_str(), limits.integer_ops_per_second / 1e9);
-    for (const Shape& shape : shapes) {
+    if (options.attention || options.smoke) {
+      BenchAttentionShapes(options);
+    }
+    for (const Shape& shape : options.attention ? std::vector<Shape>() : shapes) {
       BenchShape(options, traits->type, shape, limits, pool);
     }
   }
@@ -198,6 +259,10 @@ int main(int argc, char** argv) {
     if (flag == "--cpu-time") {
       options.cpu_time = true;
       options.threads = 1;
+      continue;
+    }
+    if (flag == "--attention") {
+      options.attention = true;
       continue;
     }
     if (flag == "--warm") {
