@@ -64,16 +64,23 @@ engine::SamplingParams SamplingDefaults(const storage::GgufFile& file) {
   params.temperature = 1.0f;
   params.top_k = 64;
   params.top_p = 0.95f;
-  if (const auto value = file.GetFloat(engine::gguf::kSamplingTemperature);
-      value.ok() && *value >= 0 && *value <= 100) {
-    params.temperature = static_cast<float>(*value);
-  }
-  if (const auto value = file.GetInt(engine::gguf::kSamplingTopK); value.ok() && *value >= 0 && *value <= (1 << 20)) {
-    params.top_k = static_cast<int>(*value);
-  }
-  if (const auto value = file.GetFloat(engine::gguf::kSamplingTopP); value.ok() && *value > 0 && *value <= 1) {
-    params.top_p = static_cast<float>(*value);
-  }
+  // A value that no request could ask for is not taken from a file either.
+  const auto take_float = [&file](const char* key, double low, double high, float& out) {
+    if (const auto value = file.GetFloat(key); value.ok() && *value >= low && *value <= high) {
+      out = static_cast<float>(*value);
+    }
+  };
+  const auto take_int = [&file](const char* key, int64_t low, int64_t high, int& out) {
+    if (const auto value = file.GetInt(key); value.ok() && *value >= low && *value <= high) {
+      out = static_cast<int>(*value);
+    }
+  };
+  take_float(engine::gguf::kSamplingTemperature, 0, 100, params.temperature);
+  take_int(engine::gguf::kSamplingTopK, 0, 1 << 20, params.top_k);
+  take_float(engine::gguf::kSamplingTopP, 1e-6, 1, params.top_p);
+  take_float(engine::gguf::kSamplingMinP, 0, 1, params.min_p);
+  take_float(engine::gguf::kSamplingPenaltyRepeat, 1e-3, 10, params.repetition_penalty);
+  take_int(engine::gguf::kSamplingPenaltyWindow, -1, 1 << 20, params.penalty_window);
   return params;
 }
 

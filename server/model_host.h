@@ -48,7 +48,7 @@ class ModelHost {
   ServedModel served_;
 };
 
-// The file's own generation settings (embergate.sampling.*), else temperature 1, top_k 64, top_p 0.95. Values out of
+// The file's own generation settings (general.sampling.*), else temperature 1, top_k 64, top_p 0.95. Values out of
 // range are ignored.
 engine::SamplingParams SamplingDefaults(const storage::GgufFile& file);
 

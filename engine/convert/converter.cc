@@ -104,14 +104,20 @@ void AddKeys(const HfConfig& config, const ConvertOptions& options, const std::s
 }
 
 void AddGenerationKeys(const GenerationDefaults& generation, GgufWriter& writer) {
-  if (generation.temperature.has_value()) {
-    writer.AddFloat(gguf::kSamplingTemperature, static_cast<float>(*generation.temperature));
-  }
+  const auto add = [&writer](const char* key, const std::optional<double>& value) {
+    if (value.has_value()) {
+      writer.AddFloat(key, static_cast<float>(*value));
+    }
+  };
+  add(gguf::kSamplingTemperature, generation.temperature);
   if (generation.top_k.has_value()) {
-    writer.AddUint32(gguf::kSamplingTopK, static_cast<uint32_t>(*generation.top_k));
+    writer.AddInt32(gguf::kSamplingTopK, static_cast<int32_t>(*generation.top_k));
   }
-  if (generation.top_p.has_value()) {
-    writer.AddFloat(gguf::kSamplingTopP, static_cast<float>(*generation.top_p));
+  add(gguf::kSamplingTopP, generation.top_p);
+  add(gguf::kSamplingMinP, generation.min_p);
+  add(gguf::kSamplingPenaltyRepeat, generation.repetition_penalty);
+  if (generation.repetition_penalty.has_value()) {
+    writer.AddInt32(gguf::kSamplingPenaltyWindow, -1);  // the reference penalises all tokens so far
   }
 }
 

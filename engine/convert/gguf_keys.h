@@ -20,6 +20,14 @@ inline constexpr char kName[] = "general.name";                                 
 inline constexpr char kFileType[] = "general.file_type";                        // u32, see FileTypeOf in converter.h
 inline constexpr char kQuantizationVersion[] = "general.quantization_version";  // u32 = 2
 
+// The sampling that the model's makers recommend: llama.cpp's names for generation_config.json's settings.
+inline constexpr char kSamplingTemperature[] = "general.sampling.temp";              // f32; 0 = greedy
+inline constexpr char kSamplingTopK[] = "general.sampling.top_k";                    // i32; 0 = all
+inline constexpr char kSamplingTopP[] = "general.sampling.top_p";                    // f32; 1 = off
+inline constexpr char kSamplingMinP[] = "general.sampling.min_p";                    // f32; 0 = off
+inline constexpr char kSamplingPenaltyRepeat[] = "general.sampling.penalty_repeat";  // f32; 1 = off
+inline constexpr char kSamplingPenaltyWindow[] = "general.sampling.penalty_last_n";  // i32; -1 = all tokens, 0 = none
+
 inline constexpr char kGemma4[] = "gemma4";
 inline constexpr char kGemma3n[] = "gemma3n";
 
@@ -63,9 +71,6 @@ inline std::string ArchKey(absl::string_view arch, absl::string_view key) { retu
 // of row 0 (the reference gives those ids row 0; llama.cpp wants as many rows as token_embd has).
 inline constexpr char kPleRows[] = "embergate.ple_rows";
 inline constexpr char kEosTokenIds[] = "embergate.eos_token_ids";  // i32[]: every id that ends a generation
-inline constexpr char kSamplingTemperature[] = "embergate.sampling.temperature";  // f32; 0 = greedy (do_sample false)
-inline constexpr char kSamplingTopK[] = "embergate.sampling.top_k";               // u32; absent or 0 = off
-inline constexpr char kSamplingTopP[] = "embergate.sampling.top_p";               // f32; absent or 1 = off
 
 // ---- Tensors of the whole model ------------------------------------------------------------------
 // dims are in GGUF order (contiguous dimension first); a PyTorch [out, in] matrix is [in, out] here.

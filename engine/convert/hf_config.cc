@@ -484,6 +484,12 @@ absl::StatusOr<GenerationDefaults> ParseGenerationConfig(const nlohmann::json& j
   if (reader.Has("top_p")) {
     defaults.top_p = reader.Number("top_p", 1.0, 0.0, 1.0);
   }
+  if (reader.Has("min_p")) {
+    defaults.min_p = reader.Number("min_p", 0.0, 0.0, 1.0);
+  }
+  if (reader.Has("repetition_penalty")) {
+    defaults.repetition_penalty = reader.Number("repetition_penalty", 1.0, 1e-3, 10.0);
+  }
   EMBERGATE_RETURN_IF_ERROR(reader.status());
   return defaults;
 }

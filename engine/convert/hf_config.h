@@ -66,6 +66,8 @@ struct GenerationDefaults {
   std::optional<double> temperature;  // 0 where do_sample is false
   std::optional<int64_t> top_k;
   std::optional<double> top_p;
+  std::optional<double> min_p;
+  std::optional<double> repetition_penalty;  // over prompt and output
 };
 
 // `json` is generation_config.json. INVALID_ARGUMENT names a malformed key.

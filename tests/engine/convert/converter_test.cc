@@ -158,9 +158,10 @@ TEST_F(ConverterTest, Gemma4KeysSayWhatConfigSays) {
   EXPECT_EQ(file->GetFloat("gemma4.final_logit_softcapping").value(), 30.0);
   EXPECT_NEAR(file->GetFloat("gemma4.attention.layer_norm_rms_epsilon").value(), 1e-6, 1e-12);
   EXPECT_EQ(file->GetInts("embergate.eos_token_ids").value(), (std::vector<int64_t>{1, 106, 50}));
-  EXPECT_EQ(file->GetFloat("embergate.sampling.temperature").value(), 1.0);
-  EXPECT_EQ(file->GetUint("embergate.sampling.top_k").value(), 64u);
-  EXPECT_NEAR(file->GetFloat("embergate.sampling.top_p").value(), 0.95, 1e-6);
+  EXPECT_EQ(file->GetFloat("general.sampling.temp").value(), 1.0);
+  EXPECT_EQ(file->GetInt("general.sampling.top_k").value(), 64);
+  EXPECT_NEAR(file->GetFloat("general.sampling.top_p").value(), 0.95, 1e-6);
+  EXPECT_FALSE(file->Has("general.sampling.penalty_repeat"));
 
   // A quarter of the 32 pairs of the full layers' heads turns.
   std::vector<float> divisors(32, 1e30f);

@@ -260,7 +260,11 @@ TEST(GenerationConfigTest, TakesSamplingAndEos) {
   EXPECT_EQ(base.eos_ids, std::vector<int32_t>{1});
   EXPECT_FALSE(base.temperature.has_value());
   EXPECT_EQ(parse(R"({"do_sample":false,"temperature":1.0})")->temperature, 0.0);
+  const GenerationDefaults rare = *parse(R"({"min_p":0.05,"repetition_penalty":1.1})");
+  EXPECT_EQ(rare.min_p, 0.05);
+  EXPECT_EQ(rare.repetition_penalty, 1.1);
   EXPECT_FALSE(parse(R"({"top_p":7})").ok());
+  EXPECT_FALSE(parse(R"({"repetition_penalty":0})").ok());
   EXPECT_FALSE(parse("[]").ok());
 }
 
