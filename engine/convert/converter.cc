@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
-#include <limits>
 #include <memory>
 #include <mutex>
 #include <utility>
@@ -11,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/convert/gguf_keys.h"
 #include "engine/convert/json_file.h"
+#include "engine/convert/model_keys.h"
 #include "engine/convert/quantize.h"
 #include "engine/kernels/kernels.h"
 #include "engine/text/vocabulary.h"
@@ -43,64 +43,13 @@ TensorTypes ResolveTypes(const ConvertOptions& options) {
   return types;
 }
 
-// One value if all are equal, else one per layer.
-void AddPerLayer(GgufWriter& writer, const std::string& key, const std::vector<int64_t>& values) {
-  if (std::all_of(values.begin(), values.end(), [&](int64_t value) { return value == values[0]; })) {
-    writer.AddUint32(key, static_cast<uint32_t>(values[0]));
-    return;
-  }
-  const std::vector<int32_t> ints(values.begin(), values.end());
-  writer.AddInt32s(key, ints);
-}
-
-void AddKeys(const HfConfig& config, const ConvertOptions& options, const std::string& name, GgufWriter& writer) {
-  const bool gemma4 = config.family == ModelFamily::kGemma4;
-  const char* arch = gemma4 ? gguf::kGemma4 : gguf::kGemma3n;
-  writer.AddString(gguf::kArchitecture, arch);
+void AddGeneralKeys(const char* architecture, const ConvertOptions& options, const std::string& name,
+                    GgufWriter& writer) {
+  writer.AddString(gguf::kArchitecture, architecture);
   writer.AddString(gguf::kType, "model");
   writer.AddString(gguf::kName, name);
   writer.AddUint32(gguf::kFileType, FileTypeOf(options.weights));
   writer.AddUint32(gguf::kQuantizationVersion, 2);
-
-  const auto key = [&](const char* suffix) { return gguf::ArchKey(arch, suffix); };
-  const auto add = [&](const char* suffix, int64_t value) {
-    writer.AddUint32(key(suffix), static_cast<uint32_t>(value));
-  };
-  add(gguf::kContextLength, config.context_length);
-  add(gguf::kEmbeddingLength, config.hidden_size);
-  add(gguf::kBlockCount, config.layers);
-  add(gguf::kVocabSize, config.vocab_size);
-  AddPerLayer(writer, key(gguf::kFeedForwardLength), config.ffn_length);
-  add(gguf::kHeadCount, config.heads);
-  AddPerLayer(writer, key(gguf::kHeadCountKv), config.kv_heads);
-  add(gguf::kKeyLength, config.head_dim_full);
-  add(gguf::kValueLength, config.head_dim_full);
-  writer.AddFloat(key(gguf::kRmsEpsilon), static_cast<float>(config.rms_epsilon));
-  add(gguf::kSlidingWindow, config.sliding_window);
-  writer.AddBools(key(gguf::kSlidingWindowPattern), config.sliding);
-  add(gguf::kSharedKvLayers, config.shared_kv_layers);
-  add(gguf::kPleLength, config.ple_width);
-  writer.AddFloat(key(gguf::kRopeFreqBase), static_cast<float>(config.rope_theta_full));
-  writer.AddFloat(key(gguf::kRopeFreqBaseSwa), static_cast<float>(config.rope_theta_sliding));
-  writer.AddFloat(key(gguf::kFinalLogitSoftcapping), static_cast<float>(config.softcap));
-  if (gemma4) {
-    add(gguf::kKeyLengthSwa, config.head_dim_sliding);
-    add(gguf::kValueLengthSwa, config.head_dim_sliding);
-    add(gguf::kRopeDimensionCount, config.head_dim_full);
-    add(gguf::kRopeDimensionCountSwa, config.head_dim_sliding);
-  } else {
-    add(gguf::kAltupActiveIndex, config.altup_active);
-    add(gguf::kAltupInputs, config.altup_inputs);
-    std::vector<float> scale;
-    for (double sparsity : config.activation_sparsity) {
-      scale.push_back(sparsity > 0 ? static_cast<float>(NormalQuantile(sparsity))
-                                   : -std::numeric_limits<float>::infinity());
-    }
-    writer.AddFloats(key(gguf::kActivationSparsityScale), scale);
-  }
-  if (config.ple_width > 0) {
-    writer.AddUint32(gguf::kPleRows, static_cast<uint32_t>(std::min(config.ple_rows, config.vocab_size)));
-  }
 }
 
 void AddGenerationKeys(const GenerationDefaults& generation, GgufWriter& writer) {
@@ -300,8 +249,7 @@ namespace {
 
 // The folder's tokenizer, padded to one piece per row of token_embd as other readers want it; nullopt if it has none.
 absl::StatusOr<std::optional<Vocabulary>> ReadVocabulary(const std::string& folder, const HfConfig& config) {
-  const char* family = config.family == ModelFamily::kGemma4 ? gguf::kGemma4 : gguf::kGemma3n;
-  absl::StatusOr<Vocabulary> vocabulary = VocabularyFromFolder(folder, family);
+  absl::StatusOr<Vocabulary> vocabulary = VocabularyFromFolder(folder, ArchitectureName(config.family));
   if (absl::IsNotFound(vocabulary.status())) {
     return std::nullopt;
   }
@@ -353,9 +301,11 @@ absl::StatusOr<ConvertSummary> ConvertCheckpoint(const std::string& folder, cons
 
   ConvertSummary summary;
   summary.has_tokenizer = vocabulary.has_value();
-  summary.architecture = config.family == ModelFamily::kGemma4 ? gguf::kGemma4 : gguf::kGemma3n;
+  summary.architecture = ArchitectureName(config.family);
   EMBERGATE_ASSIGN_OR_RETURN(const std::unique_ptr<GgufWriter> writer, GgufWriter::Create(out));
-  AddKeys(config, options, options.name.empty() ? FolderName(folder) : options.name, *writer);
+  AddGeneralKeys(ArchitectureName(config.family), options, options.name.empty() ? FolderName(folder) : options.name,
+                 *writer);
+  AddModelKeys(config, *writer);
   AddGenerationKeys(generation, *writer);
   if (vocabulary.has_value()) {
     AddVocabularyToGguf(*vocabulary, *writer);

@@ -1,7 +1,6 @@
 #include "engine/convert/shapes.h"
 
-#include <iterator>
-#include <limits>
+#include <algorithm>
 
 #include "engine/convert/gguf_keys.h"
 
@@ -131,8 +130,7 @@ constexpr ModelShape kShapes[] = {
      .sparse_layers = 5},
 };
 
-// Quantile of 0.95 of the standard normal distribution.
-constexpr float kSparsityScale = 1.6448536f;
+constexpr double kSparsity = 0.95;  // of the first layers' gates in 3n
 
 void AddAttention(const ModelShape& s, uint32_t layer, std::vector<ShapeTensor>& out) {
   const auto name = [layer](const char* tensor) { return gguf::LayerTensor(static_cast<int>(layer), tensor); };
@@ -193,50 +191,37 @@ const ModelShape* FindModelShape(absl::string_view name) {
   return nullptr;
 }
 
-void AddShapeKeys(const ModelShape& s, storage::GgufWriter& writer) {
-  const auto key = [&s](const char* suffix) { return gguf::ArchKey(s.architecture, suffix); };
-  writer.AddUint32(key(gguf::kContextLength), s.context_length);
-  writer.AddUint32(key(gguf::kEmbeddingLength), s.hidden);
-  writer.AddUint32(key(gguf::kBlockCount), s.layers);
-  writer.AddUint32(key(gguf::kVocabSize), s.vocab);
-  if (s.double_wide_when_shared) {
-    std::vector<int32_t> widths;
-    for (uint32_t i = 0; i < s.layers; ++i) {
-      widths.push_back(static_cast<int32_t>(s.feed_forward_of(i)));
-    }
-    writer.AddInt32s(key(gguf::kFeedForwardLength), widths);
-  } else {
-    writer.AddUint32(key(gguf::kFeedForwardLength), s.feed_forward);
-  }
-  writer.AddUint32(key(gguf::kHeadCount), s.heads);
-  writer.AddUint32(key(gguf::kHeadCountKv), s.kv_heads);
-  writer.AddUint32(key(gguf::kKeyLength), s.head_dim_full);
-  writer.AddUint32(key(gguf::kValueLength), s.head_dim_full);
-  writer.AddFloat(key(gguf::kRmsEpsilon), 1e-6f);
-  writer.AddUint32(key(gguf::kSlidingWindow), s.window);
-  std::vector<bool> pattern;
+HfConfig ConfigOf(const ModelShape& s) {
+  HfConfig config;
+  config.family = s.is_3n() ? ModelFamily::kGemma3n : ModelFamily::kGemma4;
+  config.layers = s.layers;
+  config.hidden_size = s.hidden;
+  config.vocab_size = s.vocab;
+  config.context_length = s.context_length;
+  config.heads = s.heads;
+  config.head_dim_sliding = s.head_dim_sliding;
+  config.head_dim_full = s.head_dim_full;
+  config.kv_heads.assign(s.layers, s.kv_heads);
   for (uint32_t i = 0; i < s.layers; ++i) {
-    pattern.push_back(s.sliding(i));
+    config.sliding.push_back(s.sliding(i));
+    config.ffn_length.push_back(s.feed_forward_of(i));
   }
-  writer.AddBools(key(gguf::kSlidingWindowPattern), pattern);
-  writer.AddUint32(key(gguf::kSharedKvLayers), s.shared_kv_layers);
-  writer.AddUint32(key(gguf::kPleLength), s.ple_width);
-  writer.AddFloat(key(gguf::kRopeFreqBase), 1e6f);
-  writer.AddFloat(key(gguf::kRopeFreqBaseSwa), 1e4f);
-  writer.AddFloat(key(gguf::kFinalLogitSoftcapping), 30.0f);
+  config.sliding_window = s.window;
+  config.shared_kv_layers = s.shared_kv_layers;
+  config.rms_epsilon = 1e-6;
+  config.softcap = 30;
+  config.rope_theta_sliding = 1e4;
+  config.rope_theta_full = 1e6;
+  config.rope_pairs_full = s.rotated_pairs_full();
+  config.ple_width = s.ple_width;
+  config.ple_rows = s.ple_rows;
   if (s.is_3n()) {
-    writer.AddUint32(key(gguf::kAltupActiveIndex), 0);
-    writer.AddUint32(key(gguf::kAltupInputs), s.altup_inputs);
-    std::vector<float> scales(s.layers, -std::numeric_limits<float>::infinity());
-    std::fill_n(scales.begin(), s.sparse_layers, kSparsityScale);
-    writer.AddFloats(key(gguf::kActivationSparsityScale), scales);
-  } else {
-    writer.AddUint32(key(gguf::kKeyLengthSwa), s.head_dim_sliding);
-    writer.AddUint32(key(gguf::kValueLengthSwa), s.head_dim_sliding);
-    writer.AddUint32(key(gguf::kRopeDimensionCount), s.head_dim_full);
-    writer.AddUint32(key(gguf::kRopeDimensionCountSwa), s.head_dim_sliding);
+    config.altup_inputs = s.altup_inputs;
+    config.laurel_rank = s.laurel_rank;
+    config.activation_sparsity.assign(s.layers, 0.0);
+    std::fill_n(config.activation_sparsity.begin(), s.sparse_layers, kSparsity);
   }
-  writer.AddUint32(gguf::kPleRows, s.ple_rows);
+  return config;
 }
 
 std::vector<ShapeTensor> ShapeTensors(const ModelShape& s) {
@@ -247,8 +232,8 @@ std::vector<ShapeTensor> ShapeTensors(const ModelShape& s) {
   out.push_back({gguf::kOutputNorm, {h}, TensorRole::kOutputNorm});
   if (s.is_3n()) {
     const uint64_t projections = s.altup_inputs - 1;
-    out.push_back({gguf::kAltupProj, {h, h, projections}, TensorRole::kSmallMatrix});
-    out.push_back({gguf::kAltupUnembdProj, {h, h, projections}, TensorRole::kSmallMatrix});
+    out.push_back({gguf::kAltupProj, {h, h, projections}, TensorRole::kStack});
+    out.push_back({gguf::kAltupUnembdProj, {h, h, projections}, TensorRole::kStack});
   } else {
     out.push_back({gguf::kRopeFreqs, {s.head_dim_full / 2}, TensorRole::kRopeFactors});
   }

@@ -10,7 +10,7 @@
 
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
-#include "storage/gguf_writer.h"
+#include "engine/convert/hf_config.h"
 
 namespace embergate::engine {
 
@@ -51,15 +51,16 @@ struct ModelShape {
 absl::Span<const ModelShape> ModelShapes();
 const ModelShape* FindModelShape(absl::string_view name);  // null if there is none of that name
 
-// The `{arch}.` keys of a model of this shape.
-void AddShapeKeys(const ModelShape& shape, storage::GgufWriter& writer);
+// What config.json of a model of this shape would say.
+HfConfig ConfigOf(const ModelShape& shape);
 
 // What a tensor is for: decides its type and the distribution of its random values.
 enum class TensorRole {
   kEmbedding,    // token_embd
   kPleTable,     // per_layer_token_embd
   kMatrix,       // quantised with the others: attention, feed-forward, PLE gate and projection
-  kSmallMatrix,  // never quantised: AltUp and LAuReL projections, per_layer_model_proj
+  kSmallMatrix,  // never quantised: LAuReL projections, per_layer_model_proj
+  kStack,        // never quantised nor F16: AltUp projections, three-dimensional
   kNorm,         // F32, about 1
   kQkNorm,       // F32, sets the sharpness of attention
   kOutputNorm,   // F32, sets the spread of the logits

@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/convert/converter.h"
 #include "engine/convert/gguf_keys.h"
+#include "engine/convert/model_keys.h"
 #include "engine/convert/random_blocks.h"
 #include "engine/text/vocabulary.h"
 #include "storage/base/status_macros.h"
@@ -69,12 +70,18 @@ TensorType FitToWidth(TensorType wanted, uint64_t cols) {
 
 bool IsMatrix(TensorRole role) {
   return role == TensorRole::kEmbedding || role == TensorRole::kPleTable || role == TensorRole::kMatrix ||
-         role == TensorRole::kSmallMatrix;
+         role == TensorRole::kSmallMatrix || role == TensorRole::kStack;
 }
 
 // What no quantiser touches: as wide as the weights if those are floats, F16 beside quantised ones.
 TensorType SmallType(TensorType weights) {
   return weights == TensorType::kF32 || weights == TensorType::kBF16 ? weights : TensorType::kF16;
+}
+
+// llama.cpp v0.5.0 computes NaN from three-dimensional F16 weights, so AltUp's stacks are never F16.
+TensorType StackType(TensorType weights) {
+  const TensorType type = SmallType(weights);
+  return type != TensorType::kF16 ? type : weights == TensorType::kF16 ? TensorType::kF32 : TensorType::kBF16;
 }
 
 struct Plan {
@@ -99,6 +106,7 @@ absl::StatusOr<std::vector<Plan>> PlanTypes(const ModelShape& shape, const Synth
     }
     const TensorType wanted = tensor.role == TensorRole::kPleTable      ? options.ple
                               : tensor.role == TensorRole::kSmallMatrix ? SmallType(options.weights)
+                              : tensor.role == TensorRole::kStack       ? StackType(options.weights)
                                                                         : options.weights;
     TensorType type = FitToWidth(wanted, tensor.dims[0]);
     bool overridden = false;
@@ -280,7 +288,7 @@ absl::StatusOr<SynthSummary> SynthesiseModel(const ModelShape& shape, const std:
   writer->AddString(gguf::kName, absl::StrCat("Random weights of shape ", shape.name, ", seed ", options.seed));
   writer->AddUint32(gguf::kFileType, FileTypeOf(options.weights));
   writer->AddUint32(gguf::kQuantizationVersion, 2);
-  AddShapeKeys(shape, *writer);
+  AddModelKeys(ConfigOf(shape), *writer);
   EMBERGATE_RETURN_IF_ERROR(AddTokenizer(shape, options, *writer));
   SynthSummary summary;
   for (const Plan& plan : plans) {

@@ -167,6 +167,48 @@ TEST_F(SynthTest, KeysAreThoseOfTheTinyFixtures) {
   EXPECT_EQ(*file->GetUint(gguf::kPleRows), 512u);
 }
 
+TEST_F(SynthTest, KeysAreThoseOfAConvertedCheckpoint) {
+  for (const auto& [shape, golden] :
+       {std::pair("gemma4-tiny", "gemma4-tiny-e2b"), std::pair("gemma3n-tiny", "gemma3n-tiny-e2b")}) {
+    ASSERT_TRUE(Synthesise(shape).ok());
+    const auto made = Open();
+    ASSERT_NE(made, nullptr);
+    const auto converted = GgufFile::Open(GoldenGguf(golden));
+    ASSERT_TRUE(converted.ok()) << converted.status();
+    const std::string prefix = std::string(*made->GetString(gguf::kArchitecture)) + ".";
+    int keys = 0;
+    for (const std::string& key : (*converted)->keys()) {
+      if (key.rfind(prefix, 0) != 0) {
+        continue;
+      }
+      ++keys;
+      ASSERT_TRUE(made->Has(key)) << key;
+      const auto floats = (*converted)->GetFloats(key);
+      if (floats.ok()) {
+        EXPECT_EQ(*made->GetFloats(key), *floats) << key;
+      } else {
+        EXPECT_EQ(*made->GetInts(key), *(*converted)->GetInts(key)) << key;
+      }
+    }
+    EXPECT_GT(keys, 15);
+  }
+}
+
+// llama.cpp v0.5.0 computes NaN from a stack of F16 matrices.
+TEST_F(SynthTest, AltupStacksAreNeverF16) {
+  for (const auto& [weights, stored] :
+       {std::pair(TensorType::kQ4_0, TensorType::kBF16), std::pair(TensorType::kF16, TensorType::kF32),
+        std::pair(TensorType::kBF16, TensorType::kBF16)}) {
+    SynthOptions options;
+    options.weights = weights;
+    ASSERT_TRUE(Synthesise("gemma3n-tiny", options).ok());
+    const auto file = Open();
+    ASSERT_NE(file, nullptr);
+    EXPECT_EQ(file->FindTensor(gguf::kAltupProj)->type, stored);
+    EXPECT_EQ(file->FindTensor(gguf::kAltupUnembdProj)->type, stored);
+  }
+}
+
 TEST_F(SynthTest, TableRowsBeyondTheCheckpointsAreCopiesOfRowZero) {
   ASSERT_TRUE(Synthesise("gemma3n-tiny").ok());
   const auto file = Open();

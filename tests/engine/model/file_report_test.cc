@@ -3,6 +3,7 @@
 
 #include <string>
 
+#include "engine/convert/model_keys.h"
 #include "engine/convert/shapes.h"
 #include "engine/convert/synth.h"
 #include "engine/model/weights.h"
@@ -36,7 +37,7 @@ class FileReportTest : public ::testing::Test {
     const std::string other = folder_.File("other.gguf");
     auto writer = *storage::GgufWriter::Create(other);
     writer->AddString("general.architecture", "gemma4");
-    AddShapeKeys(*FindModelShape("gemma4-tiny"), *writer);
+    AddModelKeys(ConfigOf(*FindModelShape("gemma4-tiny")), *writer);
     for (const GgufTensor& tensor : source.tensors()) {
       EXPECT_TRUE(writer->AddTensor(tensor.name, tensor.type, tensor.dims).ok());
     }
