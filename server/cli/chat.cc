@@ -225,7 +225,12 @@ class Conversation {
     question.set_role(v1::ChatMessage::ROLE_USER);
     question.set_content(text);
     v1::GenerateRequest request;
-    Apply(flags_.generation, request);
+    if (const absl::Status status = Apply(flags_.generation, request); !status.ok()) {
+      std::fprintf(stderr, "embergate chat: %s\n", std::string(status.message()).c_str());
+      failure_ = 2;
+      chat_.mutable_messages()->RemoveLast();
+      return;
+    }
     *request.mutable_chat() = chat_;
 
     grpc::ClientContext context;

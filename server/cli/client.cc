@@ -66,14 +66,20 @@ void AddGenerationOptions(CLI::App& app, GenerationFlags& flags) {
   app.add_option("--repetition-penalty", flags.repetition_penalty, "1 = off");
   app.add_option("--presence-penalty", flags.presence_penalty, "0 = off");
   app.add_option("--frequency-penalty", flags.frequency_penalty, "0 = off");
+  app.add_option("--penalty-window", flags.penalty_window, "Last tokens that the penalties look at; -1 = all");
+  app.add_option("--logit-bias", flags.logit_bias, "Added to a token's logit; -1000 forbids it (repeatable)")
+      ->type_name("ID=VALUE");
   app.add_option("--seed", flags.seed, "The same seed gives the same text");
   app.add_option("--stop", flags.stop, "Text that ends the answer (repeatable)");
+  app.add_flag("--include-stop", flags.include_stop, "Print the text or token that ended the answer, too");
+  app.add_option("--stop-ids", flags.stop_ids, "Token ids that end the answer, besides the model's own: 50,106")
+      ->delimiter(',');
   app.add_flag("--ignore-eos", flags.ignore_eos, "Go on past the model's own end");
   app.add_flag("--batch", flags.batch, "Nobody waits for this: other requests go first");
   app.add_option("--client-key", flags.client_key, "Whose share of the server this takes");
 }
 
-void Apply(const GenerationFlags& flags, v1::GenerateRequest& request) {
+absl::Status Apply(const GenerationFlags& flags, v1::GenerateRequest& request) {
   v1::Sampling& sampling = *request.mutable_sampling();
   if (flags.temperature) sampling.set_temperature(*flags.temperature);
   if (flags.top_k) sampling.set_top_k(*flags.top_k);
@@ -83,6 +89,16 @@ void Apply(const GenerationFlags& flags, v1::GenerateRequest& request) {
   if (flags.repetition_penalty) sampling.set_repetition_penalty(*flags.repetition_penalty);
   if (flags.presence_penalty) sampling.set_presence_penalty(*flags.presence_penalty);
   if (flags.frequency_penalty) sampling.set_frequency_penalty(*flags.frequency_penalty);
+  if (flags.penalty_window) sampling.set_penalty_window(*flags.penalty_window);
+  for (const std::string& entry : flags.logit_bias) {
+    const std::pair<absl::string_view, absl::string_view> parts = absl::StrSplit(entry, absl::MaxSplits('=', 1));
+    int32_t id = 0;
+    float bias = 0;
+    if (!absl::SimpleAtoi(parts.first, &id) || !absl::SimpleAtof(parts.second, &bias)) {
+      return absl::InvalidArgumentError(absl::StrCat("--logit-bias ", entry, " is not ID=VALUE, such as 106=-1000"));
+    }
+    (*sampling.mutable_logit_bias())[id] = bias;
+  }
   if (flags.seed) sampling.set_seed(*flags.seed);
   v1::Stopping& stopping = *request.mutable_stopping();
   if (flags.max_tokens) stopping.set_max_tokens(*flags.max_tokens);
@@ -90,11 +106,14 @@ void Apply(const GenerationFlags& flags, v1::GenerateRequest& request) {
   for (const std::string& stop : flags.stop) {
     stopping.add_stop(stop);
   }
+  stopping.mutable_stop_ids()->Assign(flags.stop_ids.begin(), flags.stop_ids.end());
   stopping.set_ignore_eos(flags.ignore_eos);
+  stopping.set_include_stop(flags.include_stop);
   if (flags.batch) {
     request.set_priority(v1::PRIORITY_BATCH);
   }
   request.set_client_key(flags.client_key);
+  return absl::OkStatus();
 }
 
 absl::StatusOr<std::vector<int32_t>> ParseIds(const std::string& text) {
@@ -152,6 +171,18 @@ nlohmann::json ToJson(const v1::Receipt& receipt) {
     json["energy_joules"] = receipt.energy_joules();
   }
   return json;
+}
+
+nlohmann::json ToJson(const google::protobuf::RepeatedPtrField<v1::TokenLogprob>& tokens) {
+  nlohmann::json json = nlohmann::json::array();
+  for (const v1::TokenLogprob& token : tokens) {
+    json.push_back({token.id(), token.logprob()});
+  }
+  return json;
+}
+
+nlohmann::json ToJson(const v1::PositionLogprobs& position) {
+  return {{"id", position.chosen().id()}, {"logprob", position.chosen().logprob()}, {"top", ToJson(position.top())}};
 }
 
 std::string Summary(const v1::Finished& finished) {

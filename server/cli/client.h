@@ -39,16 +39,21 @@ struct GenerationFlags {
   std::optional<float> repetition_penalty;
   std::optional<float> presence_penalty;
   std::optional<float> frequency_penalty;
+  std::optional<int> penalty_window;
+  std::vector<std::string> logit_bias;  // "ID=VALUE"
   std::optional<uint64_t> seed;
   std::optional<int> max_tokens;
   int min_tokens = 0;
   std::vector<std::string> stop;
+  std::vector<int> stop_ids;
   bool ignore_eos = false;
+  bool include_stop = false;
   bool batch = false;
   std::string client_key;
 };
 void AddGenerationOptions(CLI::App& app, GenerationFlags& flags);
-void Apply(const GenerationFlags& flags, v1::GenerateRequest& request);
+// INVALID_ARGUMENT for a --logit-bias that is no ID=VALUE.
+absl::Status Apply(const GenerationFlags& flags, v1::GenerateRequest& request);
 
 // "2,17,4": INVALID_ARGUMENT for anything else.
 absl::StatusOr<std::vector<int32_t>> ParseIds(const std::string& text);
@@ -59,6 +64,10 @@ absl::StatusOr<std::string> ReadText(const std::string& path);
 std::string FinishReasonName(v1::FinishReason reason);
 nlohmann::json ToJson(const v1::Usage& usage);
 nlohmann::json ToJson(const v1::Receipt& receipt);
+// {"id":7,"logprob":-0.1,"top":[[7,-0.1],[9,-3.2]]}
+nlohmann::json ToJson(const v1::PositionLogprobs& position);
+// [[id, logprob], ...]
+nlohmann::json ToJson(const google::protobuf::RepeatedPtrField<v1::TokenLogprob>& tokens);
 // Two lines for people.
 std::string Summary(const v1::Finished& finished);
 

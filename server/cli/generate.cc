@@ -5,10 +5,12 @@
 
 #include <cstdio>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 
 #include "embergate/v1/inference.grpc.pb.h"
+#include "server/cli/chat_file.h"
 #include "server/cli/cli.h"
 #include "server/cli/client.h"
 #include "server/config.h"
@@ -27,7 +29,11 @@ struct GenerateFlags {
   std::string prompt;
   std::string prompt_ids;
   std::string prompt_file;
+  std::string messages;  // file
   std::string system;
+  std::optional<int> logprobs;         // alternatives
+  std::optional<int> prompt_logprobs;  // alternatives
+  bool special = false;
   bool chat = false;
   bool thinking = false;
   bool json = false;
@@ -36,7 +42,24 @@ struct GenerateFlags {
 
 absl::StatusOr<v1::GenerateRequest> MakeRequest(const GenerateFlags& flags, bool prompt_given) {
   v1::GenerateRequest request;
-  Apply(flags.generation, request);
+  EMBERGATE_RETURN_IF_ERROR(Apply(flags.generation, request));
+  request.set_special_in_text(flags.special);
+  if (flags.logprobs) {
+    request.mutable_logprobs()->set_output(true);
+    request.mutable_logprobs()->set_output_top(*flags.logprobs);
+  }
+  if (flags.prompt_logprobs) {
+    request.mutable_logprobs()->set_prompt(true);
+    request.mutable_logprobs()->set_prompt_top(*flags.prompt_logprobs);
+  }
+  if (!flags.messages.empty()) {
+    EMBERGATE_ASSIGN_OR_RETURN(const std::string text, ReadText(flags.messages));
+    EMBERGATE_ASSIGN_OR_RETURN(*request.mutable_chat(), ChatInputFromJson(text));
+    if (flags.thinking) {
+      request.mutable_chat()->set_enable_thinking(true);
+    }
+    return request;
+  }
   if (!flags.prompt_ids.empty()) {
     EMBERGATE_ASSIGN_OR_RETURN(const std::vector<int32_t> ids, ParseIds(flags.prompt_ids));
     request.mutable_token_ids()->mutable_ids()->Assign(ids.begin(), ids.end());
@@ -76,6 +99,9 @@ class Printer {
     if (response.has_finished()) {
       finished_ = response.finished();
     }
+    for (const v1::PositionLogprobs& position : response.prompt_logprobs().positions()) {
+      prompt_logprobs_.push_back(ToJson(position));
+    }
     if (!response.has_delta()) {
       return;
     }
@@ -83,6 +109,10 @@ class Printer {
     if (flags_.json) {
       text_ += delta.text();
       thinking_ += delta.thinking();
+      malformed_tool_call_ = malformed_tool_call_ || delta.malformed_tool_call();
+      for (const v1::PositionLogprobs& position : delta.logprobs()) {
+        logprobs_.push_back(ToJson(position));
+      }
       ids_.insert(ids_.end(), delta.ids().begin(), delta.ids().end());
       for (const v1::ToolCall& call : delta.tool_calls()) {
         tool_calls_.push_back({{"id", call.id()}, {"name", call.name()}, {"arguments", call.arguments_json()}});
@@ -109,6 +139,15 @@ class Printer {
       if (!tool_calls_.empty()) {
         line["tool_calls"] = tool_calls_;
       }
+      if (malformed_tool_call_) {
+        line["malformed_tool_call"] = true;
+      }
+      if (flags_.logprobs) {
+        line["logprobs"] = logprobs_;
+      }
+      if (flags_.prompt_logprobs) {
+        line["prompt_logprobs"] = prompt_logprobs_;
+      }
       std::printf("%s\n", line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
     } else {
       std::printf("\n");
@@ -125,6 +164,9 @@ class Printer {
   std::string thinking_;
   std::vector<int32_t> ids_;
   nlohmann::json tool_calls_ = nlohmann::json::array();
+  bool malformed_tool_call_ = false;
+  nlohmann::json logprobs_ = nlohmann::json::array();
+  nlohmann::json prompt_logprobs_ = nlohmann::json::array();
   v1::Finished finished_;
 };
 
@@ -181,15 +223,32 @@ void AddGenerate(CLI::App& app) {
   CLI::Option* prompt = generate->add_option("--prompt", flags->prompt, "The prompt");
   CLI::Option* ids =
       generate->add_option("--prompt-ids", flags->prompt_ids, "The prompt as token ids: 2,17,4")->excludes(prompt);
-  generate->add_option("--prompt-file", flags->prompt_file, "File with the prompt; - or nothing: standard input")
+  CLI::Option* file =
+      generate->add_option("--prompt-file", flags->prompt_file, "File with the prompt; - or nothing: standard input")
+          ->excludes(prompt)
+          ->excludes(ids);
+  CLI::Option* chat =
+      generate->add_flag("--chat", flags->chat, "Put the prompt into the model's conversation format, as one user turn")
+          ->excludes(ids);
+  generate->add_option("--system", flags->system, "With --chat: the system turn")->needs(chat);
+  generate
+      ->add_option("--messages", flags->messages,
+                   "A whole conversation, and tools: file with the JSON that embergate render takes; - = stdin")
       ->excludes(prompt)
-      ->excludes(ids);
-  generate->add_flag("--chat", flags->chat, "Put the prompt into the model's conversation format, as one user turn")
-      ->excludes(ids);
-  generate->add_option("--system", flags->system, "With --chat: the system turn");
-  generate->add_flag("--thinking", flags->thinking, "With --chat: let the model think first");
+      ->excludes(ids)
+      ->excludes(file)
+      ->excludes(chat);
+  generate->add_flag("--thinking", flags->thinking, "With --chat or --messages: let the model think first");
   AddGenerationOptions(*generate, flags->generation);
-  generate->add_flag("--json", flags->json, "Print one line of JSON: text, ids, finish_reason, usage, receipt");
+  generate->add_flag("--special", flags->special, "Print control tokens such as <|turn>, too");
+  CLI::Option* json =
+      generate->add_flag("--json", flags->json, "Print one line of JSON: text, ids, finish_reason, usage, receipt");
+  generate
+      ->add_option("--logprobs", flags->logprobs,
+                   "With --json: log-probabilities of the tokens, and of so many alternatives to each; 0 to 20")
+      ->needs(json);
+  generate->add_option("--prompt-logprobs", flags->prompt_logprobs, "The same for the tokens of the prompt")
+      ->needs(json);
   generate->add_flag("--stats", flags->stats, "Print speed and flash use to standard error at the end");
   AddClientOptions(*generate, flags->client);
   // Under names of their own in --help: they are for running without a server.

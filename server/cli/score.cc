@@ -23,15 +23,6 @@ struct ScoreFlags {
 };
 
 template <typename Tokens>
-nlohmann::json TokensToJson(const Tokens& tokens) {
-  nlohmann::json json = nlohmann::json::array();
-  for (const v1::TokenLogprob& token : tokens) {
-    json.push_back({token.id(), token.logprob()});
-  }
-  return json;
-}
-
-template <typename Tokens>
 void PrintTop(const Tokens& tokens) {
   for (const v1::TokenLogprob& token : tokens) {
     std::printf("  %d:%.4f", token.id(), token.logprob());
@@ -59,13 +50,11 @@ void PrintText(const v1::ScoreResponse& response) {
 void PrintJson(const v1::ScoreResponse& response) {
   nlohmann::json positions = nlohmann::json::array();
   for (const v1::PositionLogprobs& position : response.positions()) {
-    positions.push_back({{"id", position.chosen().id()},
-                         {"logprob", position.chosen().logprob()},
-                         {"top", TokensToJson(position.top())}});
+    positions.push_back(ToJson(position));
   }
   const nlohmann::json line = {{"ids", std::vector<int32_t>(response.ids().begin(), response.ids().end())},
                                {"positions", positions},
-                               {"next", TokensToJson(response.next())},
+                               {"next", ToJson(response.next())},
                                {"receipt", ToJson(response.receipt())}};
   std::printf("%s\n", line.dump().c_str());
 }
