@@ -26,6 +26,10 @@ void LogModel(const ServedModel& model) {
   const engine::ModelInfo& info = model.info;
   spdlog::info("model: {} ({}), {:.2f} billion parameters, {} layers, weights {}", info.name, info.architecture,
                static_cast<double>(info.parameters) * 1e-9, info.layers, info.weight_types);
+  if (info.tensors_skipped > 0) {
+    spdlog::info("stepped over: {} tensors, {}, that generating text has no use for (vision, audio, unused keys)",
+                 info.tensors_skipped, HumanBytes(info.bytes_skipped));
+  }
   spdlog::info("limits: context {} tokens, {} requests at once, {} waiting", model.limits.context_max,
                model.limits.slots_max, model.waiting_max);
   spdlog::info("text: {}, chat format {}", model.tokenizer != nullptr ? "tokenizer in the file" : "no tokenizer",

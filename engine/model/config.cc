@@ -10,6 +10,8 @@
 namespace embergate::engine {
 namespace {
 
+constexpr char kProjector[] = "clip";  // general.architecture of mmproj files
+
 // Reads keys of one architecture, each within bounds; every error names file and key.
 class KeyReader {
  public:
@@ -229,9 +231,12 @@ absl::StatusOr<ModelConfig> ReadModelConfig(const storage::GgufFile& file) {
   } else if (config.architecture == gguf::kGemma3n) {
     config.family = ModelFamily::kGemma3n;
   } else {
-    return absl::UnimplementedError(absl::StrCat(file.shard_path(0), ": architecture '", config.architecture,
-                                                 "' is not served; those that are: ", gguf::kGemma4, ", ",
-                                                 gguf::kGemma3n));
+    return absl::UnimplementedError(absl::StrCat(
+        file.shard_path(0), ": architecture '", config.architecture, "' is not served; those that are: ", gguf::kGemma4,
+        ", ", gguf::kGemma3n,
+        config.architecture == kProjector ? ". This is a vision or audio projector (mmproj) that belongs to "
+                                            "a language model: give that model's file"
+                                          : ""));
   }
   const bool is_3n = config.family == ModelFamily::kGemma3n;
   const KeyReader keys(file, config.architecture);
@@ -240,7 +245,13 @@ absl::StatusOr<ModelConfig> ReadModelConfig(const storage::GgufFile& file) {
   config.layers.resize(layers);
   EMBERGATE_ASSIGN_OR_RETURN(config.hidden, keys.Int(gguf::kEmbeddingLength, 1, ConfigBounds::kHiddenMax));
   EMBERGATE_ASSIGN_OR_RETURN(config.context_trained, keys.Int(gguf::kContextLength, 1, ConfigBounds::kContextMax));
-  EMBERGATE_ASSIGN_OR_RETURN(config.heads, keys.Int(gguf::kHeadCount, 1, ConfigBounds::kHeadsMax));
+  EMBERGATE_ASSIGN_OR_RETURN(const std::vector<int> heads,
+                             keys.PerLayer(gguf::kHeadCount, layers, 1, ConfigBounds::kHeadsMax));
+  config.heads = heads[0];
+  if (std::any_of(heads.begin(), heads.end(), [&](int count) { return count != heads[0]; })) {
+    return keys.Error(absl::StrCat("metadata key '", keys.Name(gguf::kHeadCount),
+                                   "' differs between layers; only equal ones are served"));
+  }
   EMBERGATE_ASSIGN_OR_RETURN(config.window, keys.Int(gguf::kSlidingWindow, 1, ConfigBounds::kContextMax, 512));
   EMBERGATE_ASSIGN_OR_RETURN(config.rms_eps, keys.Float(gguf::kRmsEpsilon, 0, 1, 1e-6));
   EMBERGATE_ASSIGN_OR_RETURN(config.softcap, keys.Float(gguf::kFinalLogitSoftcapping, 0, 1e6, is_3n ? 30 : 0));

@@ -386,6 +386,7 @@ ModelInfo MakeInfo(const storage::GgufFile& file, const ModelConfig& config, con
   }
   info.weight_types = absl::StrJoin(words, ", ");
   info.tensors_skipped = summary.tensors_skipped;
+  info.bytes_skipped = summary.bytes_skipped;
   return info;
 }
 

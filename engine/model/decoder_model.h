@@ -50,6 +50,7 @@ struct ModelInfo {
   uint64_t table_bytes = 0;  // the per-layer embedding table, on flash
   std::string weight_types;  // "Q4_0 187, F16 2, F32 210": tensors in use by type
   int tensors_skipped = 0;   // in the file but of no use to a text decoder: vision and audio towers, unused k and v
+  uint64_t bytes_skipped = 0;
 };
 
 class DecoderModel : public LanguageModel {

@@ -1,4 +1,5 @@
-// The tokenizer.ggml.* keys of a GGUF file, and embergate.eos_token_ids (an array; the format itself has one id only).
+// The tokenizer.ggml.* keys of a GGUF file, and embergate.eos_token_ids (an array; llama.cpp's format has one id only).
+#include <algorithm>
 #include <string>
 #include <utility>
 #include <vector>
@@ -18,6 +19,9 @@ constexpr char kTypes[] = "tokenizer.ggml.token_type";
 constexpr char kMerges[] = "tokenizer.ggml.merges";
 constexpr char kChatTemplate[] = "tokenizer.chat_template";
 constexpr char kEosIds[] = "embergate.eos_token_ids";
+// Other keys with ids that end a generation: Ollama's list, and llama.cpp's "end of message".
+constexpr char kOtherEosIds[] = "tokenizer.ggml.eos_token_ids";
+constexpr char kEndOfMessage[] = "tokenizer.ggml.eom_token_id";
 
 struct IdKey {
   const char* key;
@@ -110,14 +114,19 @@ absl::StatusOr<Vocabulary> VocabularyFromGguf(const storage::GgufFile& file) {
       EMBERGATE_ASSIGN_OR_RETURN(vocabulary.*entry.flag, file.GetBool(entry.key));
     }
   }
-  if (file.Has(kEosIds)) {
-    EMBERGATE_ASSIGN_OR_RETURN(const std::vector<int64_t> ids, file.GetInts(kEosIds));
+  for (const char* key : {kEosIds, kOtherEosIds}) {
+    if (!file.Has(key)) {
+      continue;
+    }
+    EMBERGATE_ASSIGN_OR_RETURN(const std::vector<int64_t> ids, file.GetInts(key));
     for (const int64_t id : ids) {
       if (id < 0 || id >= static_cast<int64_t>(vocabulary.tokens.size())) {
         return absl::InvalidArgumentError(
-            absl::StrCat(kEosIds, " holds ", id, " but there are ", vocabulary.tokens.size(), " tokens"));
+            absl::StrCat(key, " holds ", id, " but there are ", vocabulary.tokens.size(), " tokens"));
       }
-      vocabulary.eos_ids.push_back(static_cast<int32_t>(id));
+      if (std::find(vocabulary.eos_ids.begin(), vocabulary.eos_ids.end(), id) == vocabulary.eos_ids.end()) {
+        vocabulary.eos_ids.push_back(static_cast<int32_t>(id));
+      }
     }
   }
   if (file.Has(kChatTemplate)) {
@@ -127,6 +136,14 @@ absl::StatusOr<Vocabulary> VocabularyFromGguf(const storage::GgufFile& file) {
   const absl::Status status = CompleteVocabulary(TokenizerConfig(), vocabulary);
   if (!status.ok()) {
     return absl::Status(status.code(), absl::StrCat(file.shard_path(0), ": ", std::string(status.message())));
+  }
+  if (file.Has(kEndOfMessage)) {
+    EMBERGATE_ASSIGN_OR_RETURN(const int64_t id, file.GetInt(kEndOfMessage));
+    std::vector<int32_t>& ends = vocabulary.eos_ids;
+    if (id >= 0 && id < static_cast<int64_t>(vocabulary.tokens.size()) &&
+        std::find(ends.begin(), ends.end(), id) == ends.end()) {
+      ends.push_back(static_cast<int32_t>(id));
+    }
   }
   return vocabulary;
 }

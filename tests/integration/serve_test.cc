@@ -18,6 +18,7 @@
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
 #include "storage/gguf_writer.h"
+#include "tests/engine/model/gguf_edit.h"
 #include "tests/engine/model/model_fixture.h"
 #include "tests/support/server_process.h"
 
@@ -360,6 +361,21 @@ TEST(ServeTest, RefusesWhatItCannotServeByName) {
   ServerProcess refused(EMBERGATE_BINARY, ServeArgs(llama));
   EXPECT_EQ(refused.WaitExit(), 2);
   EXPECT_THAT(refused.log(), ::testing::AllOf(HasSubstr("gemma4"), HasSubstr("gemma3n"))) << "what it does serve";
+}
+
+TEST(ServeTest, TowersInTheFileAreSteppedOverInOneLine) {
+  const test::TempFolder folder;
+  engine::GgufEdit edit;
+  edit.add = {{"v.patch_embd.weight", {64, 64}}, {"a.conv1d.weight", {32, 32}}, {"mm.input_projection.weight", {8, 8}}};
+  const std::string path = folder.File("towers.gguf");
+  engine::EditGguf(GoldenGguf("gemma4-tiny-e2b"), path, edit);
+  ServerProcess server(EMBERGATE_BINARY, ServeArgs(path));
+  ASSERT_TRUE(server.WaitReady());
+  const std::string log = server.log();
+  const size_t at = log.find("stepped over: 3 tensors, 20.2 KiB");
+  ASSERT_NE(at, std::string::npos) << log;
+  EXPECT_EQ(log.find("stepped over", at + 1), std::string::npos);
+  EXPECT_TRUE(Generate(*Stub(server), GreedyRequest({2, 5, 6}, 3)).status.ok());
 }
 
 TEST(ServeTest, BudgetThatCannotHoldTheModelSaysWhatWould) {

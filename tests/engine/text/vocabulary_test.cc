@@ -395,6 +395,45 @@ TEST(VocabularyGgufTest, ListsThatDisagreeAreRefusedByKey) {
           "add_bos");
 }
 
+TEST(VocabularyGgufTest, EveryKeyThatEndsAGenerationIsTaken) {
+  const auto ends = [](const std::function<void(storage::GgufWriter&)>& add) {
+    const std::string path = ::testing::TempDir() + "vocabulary_ends.gguf";
+    auto writer = storage::GgufWriter::Create(path);
+    EXPECT_TRUE(writer.ok()) << writer.status();
+    // As llama.cpp's converter leaves them: one id of each kind, and no list.
+    Vocabulary vocabulary = GoldenVocabulary("gemma4-tiny", "json", "gemma4");
+    vocabulary.eos_ids.clear();
+    vocabulary.eos_id = -1;
+    vocabulary.eot_id = -1;
+    AddVocabularyToGguf(vocabulary, **writer);
+    add(**writer);
+    EXPECT_TRUE((*writer)->BeginData().ok());
+    EXPECT_TRUE((*writer)->Finish().ok());
+    const auto file = storage::GgufFile::Open(path);
+    EXPECT_TRUE(file.ok()) << file.status();
+    auto read = VocabularyFromGguf(**file);
+    EXPECT_TRUE(read.ok()) << read.status();
+    return read.ok() ? read->eos_ids : std::vector<int32_t>();
+  };
+  using ::testing::UnorderedElementsAre;
+  // The stock converter names the end of the turn as eos_token_id; <eos> and the call for a tool's answer end, too.
+  EXPECT_THAT(ends([](storage::GgufWriter& w) { w.AddUint32("tokenizer.ggml.eos_token_id", 106); }),
+              UnorderedElementsAre(106, 1, 50));
+  EXPECT_THAT(ends([](storage::GgufWriter& w) {
+                w.AddUint32("tokenizer.ggml.eos_token_id", 1);
+                w.AddUint32("tokenizer.ggml.eot_token_id", 106);
+                w.AddUint32("tokenizer.ggml.eom_token_id", 49);
+              }),
+              UnorderedElementsAre(1, 106, 50, 49));
+  EXPECT_THAT(ends([](storage::GgufWriter& w) {
+                w.AddInt32s("tokenizer.ggml.eos_token_ids", {1, 106, 106});
+              }),
+              UnorderedElementsAre(1, 106));
+  EXPECT_THAT(ends([](storage::GgufWriter& w) { w.AddInt32s("embergate.eos_token_ids", {1}); }),
+              UnorderedElementsAre(1, 106))
+      << "the end of the turn, found by its spelling";
+}
+
 TEST(VocabularyGgufTest, SpacesInStoredUserDefinedPiecesMatchSpacesInTexts) {
   // The stock converter stores the runs of "▁" of a SentencePiece model as spaces.
   Vocabulary vocabulary = GoldenVocabulary("gemma3n-tiny", "model", "llama");
