@@ -30,6 +30,7 @@ struct GgufEdit {
   std::vector<std::pair<std::string, std::vector<uint64_t>>> add;  // F32 zeros
   std::map<std::string, std::string> rename;
   std::function<bool(const std::string&)> dequantize;  // by name: the same values as F32
+  std::function<float(const std::string&)> scale;      // by name: factor for the values of an F32 tensor
   // A new tensor and those of one type and width whose rows it takes over, one after the other.
   std::map<std::string, std::vector<std::string>> fuse;
 };
@@ -174,6 +175,15 @@ inline void EditGguf(const std::string& from, const std::string& to, const GgufE
     for (const storage::GgufTensor* const source : part.sources) {
       ASSERT_TRUE((*in)->ReadTensor(*source, 0, absl::MakeSpan(bytes).subspan(at, source->bytes)).ok());
       at += source->bytes;
+    }
+    if (edit.scale && part.sources.size() == 1 && part.sources[0]->type == storage::TensorType::kF32) {
+      const float factor = edit.scale(part.sources[0]->name);
+      for (size_t i = 0; i < bytes.size(); i += sizeof(float)) {
+        float value = 0;
+        std::memcpy(&value, &bytes[i], sizeof(value));
+        value *= factor;
+        std::memcpy(&bytes[i], &value, sizeof(value));
+      }
     }
     ASSERT_TRUE((*out)->AppendData(bytes).ok());
   }
