@@ -1,4 +1,4 @@
-// Any bytes as a tokenizer.json: refused with a message, or a vocabulary that works.
+// Any bytes as a tokenizer.json or tokenizer_config.json: refused with a message, or a vocabulary that works.
 #include <string>
 #include <vector>
 
@@ -7,13 +7,16 @@
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const absl::string_view text(reinterpret_cast<const char*>(data), size);
+  // As a tokenizer_config.json beside a good tokenizer.json.
+  static const std::string good = FuzzSeeds()[0];
+  const auto configured = embergate::engine::VocabularyFromTokenizerJson(good, text);
+  embergate::engine::FuzzRequire(configured.ok() || !configured.status().message().empty());
   const auto vocabulary = embergate::engine::VocabularyFromTokenizerJson(text, "");
   if (!vocabulary.ok()) {
     embergate::engine::FuzzRequire(!vocabulary.status().message().empty());
     return 0;
   }
   embergate::engine::ExerciseVocabulary(*vocabulary);
-  (void)embergate::engine::VocabularyFromTokenizerJson("{}", text);  // as a tokenizer_config.json
   return 0;
 }
 
