@@ -10,6 +10,7 @@
 namespace embergate::engine {
 namespace {
 
+constexpr char kExpertCount[] = "expert_count";
 constexpr char kProjector[] = "clip";  // general.architecture of mmproj files
 
 // Reads keys of one architecture, each within bounds; every error names file and key.
@@ -240,6 +241,11 @@ absl::StatusOr<ModelConfig> ReadModelConfig(const storage::GgufFile& file) {
   }
   const bool is_3n = config.family == ModelFamily::kGemma3n;
   const KeyReader keys(file, config.architecture);
+  EMBERGATE_ASSIGN_OR_RETURN(const int experts, keys.Int(kExpertCount, 0, ConfigBounds::kLayersMax * 1024, 0));
+  if (experts > 0) {
+    return absl::UnimplementedError(absl::StrCat(file.shard_path(0), ": metadata key '", keys.Name(kExpertCount),
+                                                 "' is ", experts, ": mixture-of-experts models are not served"));
+  }
 
   EMBERGATE_ASSIGN_OR_RETURN(const int layers, keys.Int(gguf::kBlockCount, 1, ConfigBounds::kLayersMax));
   config.layers.resize(layers);

@@ -1,11 +1,15 @@
 #include "engine/model/weights.h"
 
 #include <algorithm>
+#include <initializer_list>
 #include <set>
 #include <utility>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
 #include "engine/convert/gguf_keys.h"
 #include "storage/base/status_macros.h"
 
@@ -222,6 +226,28 @@ class Summarise : public TensorAction {
   WeightsSummary& out_;
 };
 
+// Whether a tensor that DescribeWeights did not ask for belongs to one of the layers and would change the result:
+// biases, experts and whatever else a sibling of these models may have. What of a layer may be left alone: keys and
+// values of layers that read another's, and a table's gate where there is no table.
+bool ChangesALayer(const ModelConfig& config, absl::string_view name) {
+  if (!absl::ConsumePrefix(&name, "blk.")) {
+    return false;
+  }
+  const std::pair<absl::string_view, absl::string_view> parts = absl::StrSplit(name, absl::MaxSplits('.', 1));
+  int layer = 0;
+  if (!absl::SimpleAtoi(parts.first, &layer) || layer < 0 || layer >= config.layer_count()) {
+    return false;
+  }
+  const absl::string_view stem = absl::StripSuffix(parts.second, ".weight");
+  const auto is_one_of = [stem](std::initializer_list<const char*> stems) {
+    return std::find(stems.begin(), stems.end(), stem) != stems.end();
+  };
+  if (!config.layers[layer].owns_kv && is_one_of({gguf::kAttnK, gguf::kAttnV, gguf::kAttnKNorm})) {
+    return false;
+  }
+  return config.ple_width > 0 || !is_one_of({gguf::kPleGate, gguf::kPleProj, gguf::kPlePostNorm});
+}
+
 class LoadTensors : public TensorAction {
  public:
   LoadTensors(const GgufFile& file, uint64_t total, const std::function<void(uint64_t, uint64_t)>& progress)
@@ -304,6 +330,11 @@ absl::StatusOr<WeightsSummary> CheckWeights(const GgufFile& file, const ModelCon
       summary.table_bytes = tensor.bytes;
       ++summary.types[std::string(storage::TraitsOf(tensor.type).name)];
     } else if (check.used().count(tensor.name) == 0) {
+      if (ChangesALayer(config, tensor.name)) {
+        return absl::UnimplementedError(
+            absl::StrCat(file.shard_path(0), ": tensor '", tensor.name,
+                         "' is no part of the models that are served; without it the answers would be wrong"));
+      }
       ++summary.tensors_skipped;
       summary.bytes_skipped += tensor.bytes;
     }

@@ -225,6 +225,31 @@ TEST_F(RealFilesTest, SplitFilesAreOneModel) {
   }
 }
 
+// A larger sibling has the same architecture's name: left half unread, it would answer nonsense.
+TEST_F(RealFilesTest, WhatWouldChangeALayerIsRefusedNotSteppedOver) {
+  const auto refusal = [&](const GgufEdit& edit) {
+    EditGguf(GoldenGguf(kG4), folder_.File("edited.gguf"), edit);
+    const auto file = GgufFile::Open(folder_.File("edited.gguf"));
+    EXPECT_TRUE(file.ok()) << file.status();
+    const absl::Status status = DecoderModel::Describe(**file).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kUnimplemented) << status;
+    return std::string(status.message());
+  };
+  GgufEdit experts;
+  experts.ints["gemma4.expert_count"] = {128};
+  EXPECT_THAT(refusal(experts), HasSubstr("'gemma4.expert_count' is 128: mixture-of-experts"));
+  for (const char* name : {"blk.0.ffn_gate_up_exps.weight", "blk.3.attn_q.bias", "blk.14.ffn_gate_inp.weight"}) {
+    GgufEdit more;
+    more.add = {{name, {64}}};
+    EXPECT_THAT(refusal(more), HasSubstr(name));
+  }
+  // No experts, and layers beyond the count (a drafter's), are nothing to refuse.
+  GgufEdit harmless;
+  harmless.ints["gemma4.expert_count"] = {0};
+  harmless.add = {{"blk.15.attn_q.weight", {64, 64}}};
+  ExpectSame(kG4, harmless);
+}
+
 TEST_F(RealFilesTest, AProjectorsFileIsRefusedWithAHint) {
   GgufEdit edit;
   edit.strings["general.architecture"] = "clip";
