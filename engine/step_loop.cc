@@ -380,6 +380,7 @@ void StepLoop::Compute() {
     chunks_.push_back(chunk);
     rows += RowsOf(chunk);
   }
+  model_.SendRows();  // what this step needs is not sorted among what the next one will
   ReadAhead();
 
   StepTimes times;
@@ -401,6 +402,7 @@ void StepLoop::Compute() {
     pending_.push_back(std::move(pending));
     row += RowsOf(chunks_[i]);
   }
+  model_.SendRows();  // of all sampled tokens, in one batch
   const int64_t now = clock_.NowNs();
   row = 0;
   for (size_t i = 0; i < chunks_.size(); ++i) {

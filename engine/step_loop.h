@@ -19,10 +19,10 @@ namespace embergate::engine {
 
 // One pass:
 //   Admit    ends what was cancelled or is late; plans; gives slots and KV to waiting requests
-//   Compute  reads ahead for the step after this one, computes the plan, samples (each sampled token's row is asked
-//            for at once), then hands out tokens and ends sequences
-// Row reads: a decoding sequence's next row is asked for the moment its token is sampled; a prompt's chunk k + 1
-// before chunk k computes; the first chunk of the first waiting requests while they wait.
+//   Compute  reads ahead for the step after this one, computes the plan, samples, sends for the rows of all sampled
+//            tokens, then hands out tokens and ends sequences
+// Row reads: the next rows of all decoding sequences go out as one batch, before any client hears of the tokens; a
+// prompt's chunk k + 1 before chunk k computes; the first chunk of the first waiting requests while they wait.
 // Threads: one. Allocates only what events need, once the largest batch has been seen.
 class StepLoop {
  public:

@@ -183,6 +183,8 @@ void AddFlash(const storage::RowStoreStats& stats, Page& page) {
                static_cast<double>(stats.cache_misses));
   page.Counter("embergate_rows_read_total", "Rows read from flash.", static_cast<double>(stats.rows_read));
   page.Counter("embergate_flash_reads_total", "Device reads completed.", static_cast<double>(stats.reads));
+  page.Counter("embergate_flash_read_batches_total", "Times that reads were handed to the device, many at once.",
+               static_cast<double>(stats.batches));
   page.Counter("embergate_flash_read_bytes_total", "Bytes read from the device.",
                static_cast<double>(stats.bytes_read));
   page.Counter("embergate_flash_useful_bytes_total", "Of these, bytes of rows asked for.",

@@ -65,7 +65,12 @@ class FaultReader final : public BlockReader {
     }
   }
 
-  absl::Status Flush() override { return inner_->Flush(); }
+  absl::Status Flush() override {
+    if (flushes_++ >= options_.flushes_max) {
+      return absl::UnavailableError("the reader broke down (injected)");
+    }
+    return inner_->Flush();
+  }
 
   size_t Reap(absl::Span<BlockCompletion> out, size_t min_count, uint64_t timeout_ns) override {
     const size_t wanted = std::min(min_count, out.size());
@@ -199,6 +204,7 @@ class FaultReader final : public BlockReader {
   std::vector<uint32_t> free_;  // slots
   std::vector<uint32_t> due_;   // slots of finished reads that wait for their time
   std::vector<BlockCompletion> scratch_;
+  uint64_t flushes_ = 0;
   uint64_t refused_ = 0;
   uint64_t faults_ = 0;
   uint64_t lost_ = 0;

@@ -170,9 +170,18 @@ uint32_t ReadScheduler::Pop(OpList& list) {
   return index;
 }
 
-void ReadScheduler::Read(absl::Span<RowRange> ranges) {
+void ReadScheduler::Read(absl::Span<RowRange> urgent, absl::Span<RowRange> bulk) {
+  Plan(urgent, urgent_);
+  Plan(bulk, bulk_);
+  if (!broken_.ok()) {
+    FailBacklog(RowFailure::kBroken, 0);  // it broke down between these rows' submission and now
+  }
+  Feed();
+  Flush();
+}
+
+void ReadScheduler::Plan(absl::Span<RowRange> ranges, OpList& list) {
   PlanReads(ranges, alignment_, options_.merge_gap_bytes, options_.read_bytes_max, &planned_);
-  OpList& list = planned_.size() <= static_cast<size_t>(options_.queue_depth) ? urgent_ : bulk_;
   for (const PlannedRead& planned : planned_) {
     const uint32_t index = NewOp();
     Op& op = ops_[index];
@@ -186,8 +195,6 @@ void ReadScheduler::Read(absl::Span<RowRange> ranges) {
     }
     Append(list, index);
   }
-  Feed();
-  Flush();
 }
 
 // Takes out the rows that nobody waits for any more. Whether none is left.
@@ -258,6 +265,7 @@ void ReadScheduler::Feed() {
 void ReadScheduler::Flush() {
   if (staged_) {
     staged_ = false;
+    counters_.batches.Add();
     BreakDown(reader_->Flush());
   }
 }
@@ -269,7 +277,10 @@ void ReadScheduler::Pump(size_t min_count, uint64_t timeout_ns) {
   if (idle()) {
     return;
   }
-  staged_ = false;
+  if (staged_) {
+    staged_ = false;  // Reap hands them over
+    counters_.batches.Add();
+  }
   const uint64_t before_ns = last_reap_ns_;
   // With nothing in flight, all buffers are owed to a device that does not answer: the wait is for a late answer.
   const size_t expected = std::max<size_t>(1, in_flight_);

@@ -38,9 +38,9 @@ class ReadScheduler {
   ReadScheduler(const ReadScheduler&) = delete;
   ReadScheduler& operator=(const ReadScheduler&) = delete;
 
-  // Plans the reads for rows that were just inserted in the row set, and sends as many as fit in one system call. Few
-  // enough to fit the queue depth: they go before the backlog of earlier, longer calls. Reorders `ranges`.
-  void Read(absl::Span<RowRange> ranges);
+  // Plans the reads for rows that were inserted in the row set, and sends as many as fit in one system call. The urgent
+  // ones go before the backlog of earlier calls. Reorders both.
+  void Read(absl::Span<RowRange> urgent, absl::Span<RowRange> bulk);
   // Takes in what has completed and sends what waits. With `min_count` > 0, blocks until so many reads have completed
   // or `timeout_ns` has passed.
   void Pump(size_t min_count, uint64_t timeout_ns);
@@ -91,6 +91,7 @@ class ReadScheduler {
   void Append(OpList& list, uint32_t index);
   uint32_t Pop(OpList& list);
   bool BacklogEmpty() const { return urgent_.head == kNone && bulk_.head == kNone; }
+  void Plan(absl::Span<RowRange> ranges, OpList& list);
   bool DropUnwanted(Op& op);
   void Feed();
   void Flush();
@@ -122,7 +123,7 @@ class ReadScheduler {
 
   std::vector<Op> ops_;
   uint32_t free_op_ = kNone;
-  OpList urgent_;  // short calls, and every repeat
+  OpList urgent_;  // of short submissions, and every repeat
   OpList bulk_;
   uint32_t backlog_ = 0;
   uint32_t in_flight_ = 0;

@@ -23,6 +23,8 @@ struct Ticket {
   uint32_t rows = 0;
   uint32_t settled = 0;  // of the first rows: ready or failed; only grows
   uint32_t first_failed = kNoIndex;
+  uint32_t found = 0;  // distinct rows that no read was made for
+  uint32_t read = 0;
   uint64_t prefix_bytes = 0;
 };
 
@@ -52,17 +54,34 @@ class RowStoreImpl final : public RowStore {
         [&](size_t i) {
           return RowId{table, row_ids[i]};
         },
-        prefix_bytes);
+        prefix_bytes, When::kNow);
   }
   absl::StatusOr<RowTicket> SubmitRows(absl::Span<const RowId> rows, uint64_t prefix_bytes) override {
     return SubmitAny(
-        rows.size(), [&](size_t i) { return rows[i]; }, prefix_bytes);
+        rows.size(), [&](size_t i) { return rows[i]; }, prefix_bytes, When::kNow);
   }
-  void Poll() override { reads_->Pump(0, 0); }
+  absl::StatusOr<RowTicket> Stage(int table, absl::Span<const uint64_t> row_ids, uint64_t prefix_bytes) override {
+    return SubmitAny(
+        row_ids.size(),
+        [&](size_t i) {
+          return RowId{table, row_ids[i]};
+        },
+        prefix_bytes, When::kSend);
+  }
+  absl::StatusOr<RowTicket> SubmitFresh(absl::Span<const RowId> rows) override {
+    return SubmitAny(
+        rows.size(), [&](size_t i) { return rows[i]; }, 0, When::kNow, /*fresh=*/true);
+  }
+  void Send() override;
+  void Poll() override {
+    Send();
+    reads_->Pump(0, 0);
+  }
   absl::Status Wait(RowTicket ticket) override;
   bool Ready(RowTicket ticket) override;
   absl::Status RowStatus(RowTicket ticket, size_t i) const override;
   absl::Span<const uint8_t> Row(RowTicket ticket, size_t i) const override;
+  RowCounts Counts(RowTicket ticket) const override;
   void Release(RowTicket ticket) override;
   std::vector<RowId> HotRows(size_t rows_max) const override;
   RowStoreStats Snapshot() const override;
@@ -71,9 +90,12 @@ class RowStoreImpl final : public RowStore {
   absl::Status OpenTables(std::vector<TableSpec> specs);
   absl::Status InitCaches();
 
+  enum class When { kNow, kSend };  // the reads go out
+
   template <typename RowAt>
-  absl::StatusOr<RowTicket> SubmitAny(size_t count, RowAt row_at, uint64_t prefix_bytes);
-  absl::StatusOr<RowRef> PinRow(RowId row, uint64_t prefix_bytes);
+  absl::StatusOr<RowTicket> SubmitAny(size_t count, RowAt row_at, uint64_t prefix_bytes, When when, bool fresh = false);
+  absl::StatusOr<RowRef> PinRow(RowId row, uint64_t prefix_bytes, bool fresh);
+  bool HeldRowsShort(size_t count) const;
 
   const Ticket* Find(RowTicket ticket) const;
   Ticket* Find(RowTicket ticket) { return const_cast<Ticket*>(std::as_const(*this).Find(ticket)); }
@@ -95,7 +117,9 @@ class RowStoreImpl final : public RowStore {
   std::vector<uint32_t> free_tickets_;
   std::vector<RowRef> refs_;      // [ticket][row of the submission]
   uint32_t submission_ = 0;       // number of the current one: marks its entries
-  std::vector<RowRange> ranges_;  // scratch of one submission: what must be read
+  std::vector<RowRange> ranges_;  // what must be read, of the submissions since the last Send
+  // How many of ranges_ are of short submissions, whose reads overtake those of long ones; they come first.
+  size_t urgent_ = 0;
 
   uint64_t cache_bytes_ = 0;
   uint64_t held_bytes_ = 0;
@@ -210,7 +234,8 @@ absl::Status RowStoreImpl::InitCaches() {
 // ---- Submission ----
 
 template <typename RowAt>
-absl::StatusOr<RowTicket> RowStoreImpl::SubmitAny(size_t count, RowAt row_at, uint64_t prefix_bytes) {
+absl::StatusOr<RowTicket> RowStoreImpl::SubmitAny(size_t count, RowAt row_at, uint64_t prefix_bytes, When when,
+                                                  bool fresh) {
   if (!reads_->broken().ok()) {
     return reads_->broken();
   }
@@ -221,35 +246,66 @@ absl::StatusOr<RowTicket> RowStoreImpl::SubmitAny(size_t count, RowAt row_at, ui
   if (free_tickets_.empty()) {
     return absl::ResourceExhaustedError(absl::StrCat("all ", options_.tickets_max, " tickets are in use"));
   }
-  reads_->Pump(0, 0);  // completions free held rows and places in flight
+  if (when == When::kNow || HeldRowsShort(count)) {
+    reads_->Pump(0, 0);  // completions free held rows and places in flight
+  }
+  if (ranges_.size() + count > static_cast<size_t>(options_.rows_per_ticket_max)) {
+    Send();  // otherwise they would outgrow their place
+  }
   const uint32_t index = free_tickets_.back();
   free_tickets_.pop_back();
   Ticket& state = tickets_[index];
-  state = Ticket{state.generation, true, 0, 0, kNoIndex, prefix_bytes};
-  const RowTicket ticket = {index, state.generation};
+  const uint32_t generation = state.generation;
+  state = Ticket();
+  state.generation = generation;
+  state.used = true;
+  state.prefix_bytes = prefix_bytes;
+  const RowTicket ticket = {index, generation};
   submission_ = std::max(1u, submission_ + 1);  // 0 marks entries that no submission named
-  ranges_.clear();
+  const size_t staged = ranges_.size();
+  const uint64_t deduplicated = counters_.rows_deduplicated.Get();
   for (size_t i = 0; i < count; ++i) {
-    absl::StatusOr<RowRef> ref = PinRow(row_at(i), prefix_bytes);
+    absl::StatusOr<RowRef> ref = PinRow(row_at(i), prefix_bytes, fresh);
     if (!ref.ok()) {
       // All or nothing. The rows that no read was made for yet can go at once.
       Release(ticket);
-      for (const RowRange& range : ranges_) {
-        rows_.CacheOf(range.row).Abandon(RowSet::IdOf(range.row));
+      for (; ranges_.size() > staged; ranges_.pop_back()) {
+        rows_.CacheOf(ranges_.back().row).Abandon(RowSet::IdOf(ranges_.back().row));
       }
       return ref.status();
     }
     RefOf(index, state.rows++) = *ref;
   }
   counters_.rows_requested.Add(count);
-  if (!ranges_.empty()) {
-    reads_->Read(absl::MakeSpan(ranges_));
+  state.read = static_cast<uint32_t>(ranges_.size() - staged);
+  state.found = static_cast<uint32_t>(count - (counters_.rows_deduplicated.Get() - deduplicated)) - state.read;
+  if (const size_t added = ranges_.size() - staged; added <= static_cast<size_t>(options_.queue_depth)) {
+    std::rotate(ranges_.begin() + static_cast<ptrdiff_t>(urgent_), ranges_.begin() + static_cast<ptrdiff_t>(staged),
+                ranges_.end());
+    urgent_ += added;
+  }
+  if (when == When::kNow) {
+    Send();
   }
   return ticket;
 }
 
+// Whether `count` more held rows could be too many.
+bool RowStoreImpl::HeldRowsShort(size_t count) const {
+  return std::any_of(rows_.caches.begin(), rows_.caches.end(),
+                     [&](const RowCache& cache) { return cache.rows_held() + count > cache.rows_held_max(); });
+}
+
+void RowStoreImpl::Send() {
+  if (!ranges_.empty()) {
+    reads_->Read(absl::MakeSpan(ranges_).subspan(0, urgent_), absl::MakeSpan(ranges_).subspan(urgent_));
+    ranges_.clear();
+    urgent_ = 0;
+  }
+}
+
 // Finds or makes the entry of a row and pins it; one that must be read goes into ranges_.
-absl::StatusOr<RowRef> RowStoreImpl::PinRow(RowId row, uint64_t prefix_bytes) {
+absl::StatusOr<RowRef> RowStoreImpl::PinRow(RowId row, uint64_t prefix_bytes, bool fresh) {
   if (row.table < 0 || static_cast<size_t>(row.table) >= rows_.tables.size()) {
     return absl::OutOfRangeError(absl::StrCat("no table ", row.table, "; there are ", rows_.tables.size()));
   }
@@ -266,7 +322,10 @@ absl::StatusOr<RowRef> RowStoreImpl::PinRow(RowId row, uint64_t prefix_bytes) {
   RowCache& cache = rows_.caches[table.row_class];
   const uint64_t key = RowSet::MakeKey(row.table, row.row);
   RowCache::Id id = cache.Find(key);
-  if (id != RowCache::kNone && cache.entry(id).bytes >= bytes) {
+  const auto usable = [&](const RowCache::Entry& entry) {
+    return entry.bytes >= bytes && (!fresh || entry.state == RowCache::State::kReading);
+  };
+  if (id != RowCache::kNone && usable(cache.entry(id))) {
     RowCache::Entry& entry = cache.entry(id);
     if (!cache.Pin(id)) {
       return absl::ResourceExhaustedError(absl::StrCat("more than ", options_.rows_pinned_max, " rows held"));
@@ -397,6 +456,18 @@ absl::Span<const uint8_t> RowStoreImpl::Row(RowTicket ticket, size_t i) const {
     return {};
   }
   return {rows_.DataOf(ref), state->prefix_bytes != 0 ? state->prefix_bytes : rows_.TableOf(entry.key).spec.row_bytes};
+}
+
+RowCounts RowStoreImpl::Counts(RowTicket ticket) const {
+  RowCounts counts;
+  if (const Ticket* state = Find(ticket); state != nullptr) {
+    counts.found = state->found;
+    counts.read = state->read;
+    const double per_row = static_cast<double>(counters_.bytes_read.Get()) /
+                           static_cast<double>(std::max<uint64_t>(1, counters_.rows_read.Get()));
+    counts.device_bytes = static_cast<uint64_t>(per_row * state->read);
+  }
+  return counts;
 }
 
 void RowStoreImpl::Release(RowTicket ticket) {

@@ -85,6 +85,15 @@ struct RowTicket {
   bool valid() const { return index != UINT32_MAX; }
 };
 
+// What a submission cost. Distinct rows; each is either found or read.
+struct RowCounts {
+  uint32_t found = 0;  // in DRAM already, or being read for another submission
+  uint32_t read = 0;
+  // Bytes read from the device for the latter, whole blocks; shared out by the average over all reads so far, since one
+  // read may serve rows of several submissions.
+  uint64_t device_bytes = 0;
+};
+
 // Threads: one owner thread calls everything but Snapshot, which any thread may call.
 class RowStore {
  public:
@@ -96,14 +105,24 @@ class RowStore {
 
   // Starts reading the rows and returns without waiting for the device. Duplicates are read once; rows in the
   // cache or already in flight are not read again. `prefix_bytes` > 0 asks only for the first bytes of each row.
-  // A submission of at most queue_depth reads overtakes the waiting part of longer ones: decode never queues behind
-  // prefill. Errors: OUT_OF_RANGE (names the row id), RESOURCE_EXHAUSTED (a bound of the options is reached; nothing
-  // was submitted), UNAVAILABLE (the reader broke down).
+  // A submission of which at most queue_depth rows must be read overtakes the waiting part of longer ones: decode never
+  // queues behind prefill. Errors: OUT_OF_RANGE (names the row id), RESOURCE_EXHAUSTED (a bound of the options is
+  // reached; nothing was submitted), UNAVAILABLE (the reader broke down).
   virtual absl::StatusOr<RowTicket> Submit(int table, absl::Span<const uint64_t> row_ids,
                                            uint64_t prefix_bytes = 0) = 0;
 
-  // The same for rows of several tables at once, in one submission.
+  // The same for rows of several tables at once, in one submission. A table may be named by any number of ids.
   virtual absl::StatusOr<RowTicket> SubmitRows(absl::Span<const RowId> rows, uint64_t prefix_bytes = 0) = 0;
+
+  // As Submit, but nothing is read until Send, so that submissions with tickets of their own (a step's sequences)
+  // become one batch: sorted and merged together, sent in one system call. A row of several of them is read once. Sent
+  // without being asked: before another kind of submission, by Poll, Ready and Wait, and when more rows than
+  // rows_per_ticket_max are staged.
+  virtual absl::StatusOr<RowTicket> Stage(int table, absl::Span<const uint64_t> row_ids, uint64_t prefix_bytes = 0) = 0;
+  virtual void Send() = 0;
+
+  // As SubmitRows, but rows in the cache are read again, to learn whether the device answers.
+  virtual absl::StatusOr<RowTicket> SubmitFresh(absl::Span<const RowId> rows) = 0;
 
   // Takes in what has completed and sends what waits, without blocking. One system call at most. Call it between
   // layers while a long submission is under way.
@@ -120,6 +139,9 @@ class RowStore {
   // empty if it failed). The bytes stay put until Release.
   virtual absl::Status RowStatus(RowTicket ticket, size_t i) const = 0;
   virtual absl::Span<const uint8_t> Row(RowTicket ticket, size_t i) const = 0;
+
+  // Of a ticket; all zero for one that is not held.
+  virtual RowCounts Counts(RowTicket ticket) const = 0;
 
   // Unpins the rows. Allowed before Wait (a cancelled request): reads in flight then complete unseen.
   virtual void Release(RowTicket ticket) = 0;

@@ -31,6 +31,7 @@ struct RowStoreCounters {
   Counter cache_hits;
   Counter cache_misses;
   Counter rows_read;
+  Counter batches;
   Counter reads;
   Counter bytes_read;
   Counter bytes_useful;
@@ -62,6 +63,7 @@ struct RowStoreCounters {
     stats->cache_hits = cache_hits.Get();
     stats->cache_misses = cache_misses.Get();
     stats->rows_read = rows_read.Get();
+    stats->batches = batches.Get();
     stats->reads = reads.Get();
     stats->bytes_read = bytes_read.Get();
     stats->bytes_useful = bytes_useful.Get();

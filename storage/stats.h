@@ -30,6 +30,7 @@ struct RowStoreStats {
   uint64_t cache_hits = 0;         // of the distinct rows
   uint64_t cache_misses = 0;       // requested = deduplicated + joined + hits + misses
   uint64_t rows_read = 0;
+  uint64_t batches = 0;       // times that reads were handed to the device, however many at once
   uint64_t reads = 0;         // device reads completed
   uint64_t bytes_read = 0;    // from the device
   uint64_t bytes_useful = 0;  // of those, bytes of rows asked for

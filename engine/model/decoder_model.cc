@@ -232,6 +232,7 @@ class GgufDecoderModel : public DecoderModel {
   absl::StatusOr<storage::RowTicket> PrefetchChunkRows(absl::Span<const int32_t> tokens, LogitsWanted logits) override {
     return ple_->Prefetch(tokens, logits);
   }
+  void SendRows() override { ple_->Send(); }
   void ReleaseRows(storage::RowTicket ticket) override { ple_->Release(ticket); }
 
   absl::Status Step(absl::Span<Chunk> chunks, absl::Span<float> logits, StepTimes* times) override {

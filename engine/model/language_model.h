@@ -73,8 +73,9 @@ class LanguageModel {
   // Bytes of KV memory that the open slot holds now, for its receipt; 0 where a model does not count them.
   virtual uint64_t SlotKvBytes(int /*slot*/) const { return 0; }
 
-  // Starts the flash reads for tokens of a coming Step and returns at once. A model without a table on flash
-  // returns an invalid ticket. ReleaseRows is for a ticket that no Step will consume (Step releases the others).
+  // Asks for the table rows of a coming Step's tokens and returns at once. The flash reads start with SendRows, or with
+  // Step for those asked for before it: all together, in one batch. A model without a table on flash returns an invalid
+  // ticket. ReleaseRows is for a ticket that no Step will consume (Step releases the others).
   virtual absl::StatusOr<storage::RowTicket> PrefetchRows(absl::Span<const int32_t> tokens) = 0;
   // For a chunk without logits a model may read less of each row: say so with PrefetchChunkRows, whose ticket then
   // serves no chunk that wants more.
@@ -82,6 +83,7 @@ class LanguageModel {
                                                                LogitsWanted /*logits*/) {
     return PrefetchRows(tokens);
   }
+  virtual void SendRows() {}
   virtual void ReleaseRows(storage::RowTicket ticket) = 0;
 
   // Computes all chunks together. `logits` gets one row of vocab_size floats (after the softcap) for each position

@@ -92,7 +92,6 @@ absl::StatusOr<std::unique_ptr<PerLayerInputs>> PerLayerInputs::Create(const sto
   EMBERGATE_ASSIGN_OR_RETURN(spec.checksums, storage::LoadRowChecksums(spec));
   const storage::RowStoreOptions rows = RowOptions(options, limits);
   EMBERGATE_ASSIGN_OR_RETURN(inputs->store_, storage::RowStore::Create({spec}, rows));
-  inputs->use_.resize(static_cast<size_t>(rows.tickets_max));
   return inputs;
 }
 
@@ -113,39 +112,16 @@ absl::StatusOr<storage::RowTicket> PerLayerInputs::Prefetch(absl::Span<const int
     row_ids_.push_back(id < config_.ple_rows ? id : 0);
   }
   const bool prefix = logits == LogitsWanted::kNone && prefix_bytes_ > 0 && prefix_bytes_ < row_bytes_;
-  absl::StatusOr<storage::RowTicket> ticket = store_->Submit(0, row_ids_, prefix ? prefix_bytes_ : 0);
-  if (ticket.ok()) {
-    CountUse(*ticket);
-  }
-  return ticket;
+  return store_->Stage(0, row_ids_, prefix ? prefix_bytes_ : 0);
 }
 
-// What a submission asked for is what the store's counters moved by: they count hits and misses in Submit alone, and
-// this thread is the only one that submits.
-void PerLayerInputs::CountUse(storage::RowTicket ticket) {
-  storage::RowStoreStats now = store_->Snapshot();
-  if (ticket.index < use_.size()) {
-    RowUse& use = use_[ticket.index];
-    use.cache_hits = now.cache_hits - counted_.cache_hits + now.rows_joined - counted_.rows_joined;
-    use.read = now.cache_misses - counted_.cache_misses;
-    use.requested = use.cache_hits + use.read;
-    use.bytes = 0;
-  }
-  counted_ = std::move(now);
-}
-
-// Device bytes are shared out by the average so far: one read may serve rows of several submissions.
 RowUse PerLayerInputs::UseOf(storage::RowTicket ticket) const {
-  if (ticket.index >= use_.size()) {
-    return RowUse();
-  }
-  RowUse use = use_[ticket.index];
-  if (use.read > 0) {
-    const storage::RowStoreStats now = store_->Snapshot();
-    const double per_row =
-        static_cast<double>(now.bytes_read) / static_cast<double>(std::max<uint64_t>(1, now.rows_read));
-    use.bytes = static_cast<uint64_t>(per_row * static_cast<double>(use.read));
-  }
+  const storage::RowCounts counts = store_->Counts(ticket);
+  RowUse use;
+  use.cache_hits = counts.found;
+  use.read = counts.read;
+  use.requested = use.cache_hits + use.read;
+  use.bytes = counts.device_bytes;
   return use;
 }
 
@@ -168,6 +144,7 @@ void PerLayerInputs::Submit(absl::Span<Chunk> chunks) {
       chunk.status = ticket.status();
     }
   }
+  Send();
 }
 
 void PerLayerInputs::Project(const StepBatch& batch, const Weights& weights, const float* embedding, float* gathered,

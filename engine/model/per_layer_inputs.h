@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <random>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -38,7 +39,13 @@ class PerLayerInputs {
   // The row store's options that follow from the limits; the others are the caller's.
   static storage::RowStoreOptions RowOptions(const DecoderOptions& options, const ModelLimits& limits);
 
+  // Takes note of the reads for a chunk; Send, Submit or waiting for them starts all that were noted as one batch.
   absl::StatusOr<storage::RowTicket> Prefetch(absl::Span<const int32_t> tokens, LogitsWanted logits);
+  void Send() {
+    if (store_ != nullptr) {
+      store_->Send();
+    }
+  }
   void Release(storage::RowTicket ticket);
 
   // Starts the reads of chunks that bring no ticket. A chunk whose submission fails gets the error as its status.
@@ -71,7 +78,6 @@ class PerLayerInputs {
 
  private:
   PerLayerInputs(const ModelConfig& config, ThreadPool& pool) : config_(config), pool_(pool) {}
-  void CountUse(storage::RowTicket ticket);
   RowUse UseOf(storage::RowTicket ticket) const;
   void SumToken(const StepToken& token, int index, const uint8_t* row, const Vector& norm, float* scratch);
 
@@ -90,8 +96,8 @@ class PerLayerInputs {
   AlignedBuffer<float> rest_;                 // [wanted, the other layers, width]
   AlignedBuffer<float> row_scratch_;          // [workers, layers * width]
   std::vector<uint64_t> row_ids_;
-  std::vector<RowUse> use_;         // by ticket index, from its submission on
-  storage::RowStoreStats counted_;  // after the last submission
+  storage::RowTicket probe_;  // not yet answered
+  std::mt19937_64 probe_rows_;
   bool joined_ = true;
 };
 

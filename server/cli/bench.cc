@@ -310,7 +310,8 @@ void Run(const Flags& flags) {
     report["memory"][part.name] = part.bytes;
   }
   report["rows"] = {{"backend", rows.backend},  {"direct_io", rows.direct_io},   {"read", rows.rows_read},
-                    {"bytes", rows.bytes_read}, {"cache_hits", rows.cache_hits}, {"reads", rows.reads}};
+                    {"bytes", rows.bytes_read}, {"cache_hits", rows.cache_hits}, {"reads", rows.reads},
+                    {"batches", rows.batches}};
   if (flags.json) {
     std::printf("%s\n", report.dump().c_str());
     return;

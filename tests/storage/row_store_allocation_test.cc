@@ -54,7 +54,8 @@ TEST_P(RowStoreAllocationTest, NothingAfterCreate) {
   const uint64_t before = g_allocations.load();
   RowTicket previous;
   for (size_t i = 0; i < submissions.size(); ++i) {
-    auto ticket = store_->Submit(0, submissions[i], i % 4 == 0 ? 4080 : 0);
+    auto ticket = i % 3 == 0 ? store_->Stage(0, submissions[i], i % 4 == 0 ? 4080 : 0)
+                             : store_->Submit(0, submissions[i], i % 4 == 0 ? 4080 : 0);
     if (!ticket.ok()) {
       abort();
     }

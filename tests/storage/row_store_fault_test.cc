@@ -192,6 +192,28 @@ TEST_P(RowStoreFaultTest, ADeviceThatNeverAnswersEndsUnavailable) {
   EXPECT_EQ(store_->Wait(*again).code(), absl::StatusCode::kUnavailable);
 }
 
+TEST_P(RowStoreFaultTest, AReaderThatBreaksDownFailsWhatWaitsAndTakesNoMore) {
+  faults().flushes_max = 1;
+  options_.read_timeout_ms = 200;
+  Open();
+  absl::Status status;
+  store_->Release(SubmitAndWait({1, 2}, &status));
+  ASSERT_TRUE(status.ok()) << status;
+  auto staged = store_->Stage(0, std::vector<uint64_t>{7});
+  auto also_staged = store_->Stage(0, std::vector<uint64_t>{8, 9});
+  ASSERT_TRUE(staged.ok() && also_staged.ok());
+  store_->Send();
+  for (const RowTicket ticket : {*staged, *also_staged}) {
+    EXPECT_EQ(store_->Wait(ticket).code(), absl::StatusCode::kUnavailable);
+    EXPECT_THAT(std::string(store_->Wait(ticket).message()), HasSubstr("broke down"));
+    EXPECT_TRUE(store_->Row(ticket, 0).empty());
+    store_->Release(ticket);
+  }
+  EXPECT_EQ(store_->Submit(0, std::vector<uint64_t>{3}).status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(store_->Stage(0, std::vector<uint64_t>{3}).status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(store_->Snapshot().rows_failed, 3u);
+}
+
 TEST_P(RowStoreFaultTest, TornDataIsCaughtByTheChecksumAndReadAgain) {
   faults().torn = 0.3;
   options_.read_attempts_max = 20;

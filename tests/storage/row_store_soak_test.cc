@@ -76,7 +76,23 @@ TEST_P(RowStoreSoakTest, EveryRowUnderFaultsIsRightOrSaysWhyNot) {
         const uint64_t row_count = tables[static_cast<size_t>(table)].row_count;
         next.rows.push_back({table, random() % 2 == 0 ? random() % row_count : random() % 20});
       }
-      auto ticket = store_->SubmitRows(next.rows, next.prefix);
+      const bool one_table =
+          std::all_of(next.rows.begin(), next.rows.end(), [](const RowId& row) { return row.table == 0; });
+      absl::StatusOr<RowTicket> ticket;
+      if (one_table && random() % 2 == 0) {
+        std::vector<uint64_t> ids;
+        for (const RowId& row : next.rows) {
+          ids.push_back(row.row);
+        }
+        ticket = store_->Stage(0, ids, next.prefix);
+        if (random() % 3 == 0) {
+          store_->Send();
+        }
+      } else if (next.prefix == 0 && random() % 8 == 0) {
+        ticket = store_->SubmitFresh(next.rows);
+      } else {
+        ticket = store_->SubmitRows(next.rows, next.prefix);
+      }
       if (ticket.ok()) {
         next.ticket = *ticket;
         held.push_back(std::move(next));

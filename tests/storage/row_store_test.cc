@@ -94,6 +94,116 @@ TEST_P(RowStoreReaderTest, RowsInFlightAreJoinedNotReadAgain) {
   EXPECT_GE(stats.stall_ns, 4'000'000u);
 }
 
+TEST_P(RowStoreReaderTest, StagedSubmissionsBecomeOneBatch) {
+  options_.read_bytes_max = 1 << 20;
+  Open();
+  // Eight sequences; two of them want the same row, two want neighbours.
+  const std::vector<uint64_t> rows = {30, 200, 7, 31, 200, 90, 300, 150};
+  std::vector<RowTicket> tickets;
+  for (const uint64_t row : rows) {
+    auto ticket = store_->Stage(0, absl::MakeConstSpan(&row, 1));
+    ASSERT_TRUE(ticket.ok()) << ticket.status();
+    tickets.push_back(*ticket);
+  }
+  EXPECT_EQ(store_->Snapshot().batches, 0u);
+  EXPECT_EQ(store_->Snapshot().in_flight, 0u);
+  store_->Send();
+  EXPECT_EQ(store_->Snapshot().batches, 1u);
+  EXPECT_EQ(store_->Snapshot().in_flight, 6u);
+  store_->Send();  // nothing is left to send
+  for (size_t i = 0; i < rows.size(); ++i) {
+    ASSERT_TRUE(store_->Wait(tickets[i]).ok());
+    ExpectRow(tickets[i], 0, rows[i]);
+    store_->Release(tickets[i]);
+  }
+  const RowStoreStats stats = store_->Snapshot();
+  EXPECT_EQ(stats.batches, 1u);
+  EXPECT_EQ(stats.rows_joined, 1u);
+  EXPECT_EQ(stats.rows_read, 7u);
+  EXPECT_EQ(stats.reads, 6u);
+}
+
+TEST_P(RowStoreReaderTest, ASubmissionKnowsWhatItCost) {
+  Open();
+  ReadAndCompare({1, 2});
+  const std::vector<uint64_t> rows = {1, 2, 50, 1, 99, 99};
+  auto ticket = store_->Submit(0, rows);
+  ASSERT_TRUE(ticket.ok() && store_->Wait(*ticket).ok());
+  const RowCounts counts = store_->Counts(*ticket);
+  EXPECT_EQ(counts.found, 2u);
+  EXPECT_EQ(counts.read, 2u);
+  EXPECT_GE(counts.device_bytes, 2 * spec_.row_bytes);
+  EXPECT_LE(counts.device_bytes, 2 * (spec_.row_bytes + 8192));
+  store_->Release(*ticket);
+  EXPECT_EQ(store_->Counts(*ticket).read, 0u);
+}
+
+TEST_P(RowStoreReaderTest, AnUnsentSubmissionIsSentByWhoeverWaitsForIt) {
+  Open();
+  const std::vector<uint64_t> rows = {1, 100};
+  auto staged = store_->Stage(0, rows);
+  auto another = store_->Stage(0, rows, 4000);
+  ASSERT_TRUE(staged.ok() && another.ok());
+  ASSERT_TRUE(store_->Wait(*staged).ok());
+  ExpectRow(*staged, 1, 100);
+  ExpectRow(*another, 0, 1, 4000);
+}
+
+TEST_P(RowStoreReaderTest, StagedRowsThatAreReleasedUnsentAreNotRead) {
+  Open();
+  const std::vector<uint64_t> rows = RandomRows(150, kRows, 12);
+  auto staged = store_->Stage(0, rows);
+  ASSERT_TRUE(staged.ok());
+  store_->Release(*staged);
+  store_->Send();
+  EXPECT_EQ(store_->Snapshot().in_flight + store_->Snapshot().backlog, 0u);
+  ReadAndCompare(RandomRows(200, kRows, 13));  // all held rows are free again
+}
+
+TEST_P(RowStoreReaderTest, MoreStagedRowsThanABatchHoldsAreSentInTwo) {
+  options_.rows_per_ticket_max = 100;
+  Open();
+  std::vector<RowTicket> tickets;
+  for (uint64_t first = 0; first < 240; first += 60) {
+    std::vector<uint64_t> rows(60);
+    std::iota(rows.begin(), rows.end(), first);
+    auto ticket = store_->Stage(0, rows);
+    ASSERT_TRUE(ticket.ok()) << ticket.status();
+    tickets.push_back(*ticket);
+  }
+  for (size_t i = 0; i < tickets.size(); ++i) {
+    ASSERT_TRUE(store_->Wait(tickets[i]).ok());
+    ExpectRow(tickets[i], 59, 60 * i + 59);
+  }
+}
+
+TEST_P(RowStoreReaderTest, AFailedStageLeavesEarlierOnesAlone) {
+  Open();
+  auto good = store_->Stage(0, std::vector<uint64_t>{4, 5});
+  EXPECT_EQ(store_->Stage(0, std::vector<uint64_t>{5, 6, kRows}).status().code(), absl::StatusCode::kOutOfRange);
+  ASSERT_TRUE(good.ok());
+  ASSERT_TRUE(store_->Wait(*good).ok());
+  ExpectRow(*good, 1, 5);
+  EXPECT_EQ(store_->Snapshot().rows_read, 2u);
+}
+
+TEST_P(RowStoreReaderTest, AFreshReadAsksTheDeviceAgain) {
+  Open();
+  ReadAndCompare({3, 4});
+  auto held = store_->Submit(0, std::vector<uint64_t>{3});
+  const std::vector<RowId> rows = {{0, 3}, {0, 4}, {0, 3}};
+  auto fresh = store_->SubmitFresh(rows);
+  ASSERT_TRUE(held.ok() && fresh.ok());
+  ASSERT_TRUE(store_->Wait(*fresh).ok());
+  EXPECT_EQ(store_->Snapshot().rows_read, 4u);
+  ExpectRow(*fresh, 2, 3);
+  ExpectRow(*held, 0, 3);
+  store_->Release(*held);
+  store_->Release(*fresh);
+  ReadAndCompare({3, 4});
+  EXPECT_EQ(store_->Snapshot().rows_read, 4u);  // cached as before
+}
+
 TEST_P(RowStoreReaderTest, MoreRowsThanTheQueueDepthAllArrive) {
   options_.queue_depth = 4;
   Open();
@@ -342,6 +452,19 @@ TEST_P(RowStoreReaderTest, HotRowsNameWhatIsCached) {
   store_->Release(*ticket);
   ReadAndCompare({1, 2, 3});
   EXPECT_EQ(store_->Snapshot().cache_hits, 3u);
+}
+
+TEST_F(RowStoreFixture, AKernelThreadMaySubmit) {
+  options_.submission_polling = true;
+  options_.queue_depth = 8;
+  Open();
+  if (store_->Snapshot().backend != "io_uring") {
+    GTEST_SKIP() << store_->Snapshot().backend_reason;
+  }
+  for (uint64_t seed = 0; seed < 5; ++seed) {
+    ReadAndCompare(RandomRows(100, kRows, seed));
+    usleep(10'000);  // it falls asleep meanwhile, and has to be woken
+  }
 }
 
 TEST_F(RowStoreFixture, BadSpecsAreRefusedWithAReason) {

@@ -4,8 +4,10 @@
 #include <string>
 #include <vector>
 
+#include "engine/engine.h"
 #include "gtest/gtest.h"
 #include "tests/engine/model/model_fixture.h"
+#include "tests/support/recording_sink.h"
 
 namespace embergate::engine {
 namespace {
@@ -83,6 +85,46 @@ TEST(StepTest, RowUseCountsDistinctRowsAndHits) {
     model->CloseSlot(0);
   }
   EXPECT_EQ(model->SlotKvBytes(0), 0u);
+}
+
+// However many sequences decode, the rows of a step go out together.
+TEST(StepTest, AStepsRowsAreOneBatch) {
+  constexpr int kSequences = 4;
+  constexpr int kTokens = 12;
+  DecoderOptions options = TestOptions();
+  options.rows.cache_bytes = 0;
+  options.slots_max = kSequences;
+  LoadedModel model = LoadModel(GoldenGguf(kModel), options);
+  ASSERT_NE(model.model, nullptr);
+  EngineOptions engine_options;
+  engine_options.own_thread = false;
+  auto engine = Engine::Create(*model.model, nullptr, {}, engine_options);
+  ASSERT_TRUE(engine.ok()) << engine.status();
+  testing::RecordingSink sinks[kSequences];
+  for (int i = 0; i < kSequences; ++i) {
+    GenerateRequest request;
+    request.prompt = {2, 10 + 50 * i, 20 + 60 * i};
+    request.sampling.temperature = 0;
+    request.stop.tokens_max = kTokens;
+    ASSERT_TRUE((*engine)->Submit(std::move(request), &sinks[i]).ok());
+  }
+  ASSERT_TRUE((*engine)->StepOnce());  // the prompts, and the rows of the first tokens sent for
+  storage::RowStoreStats before = model->RowStats();
+  EXPECT_EQ(before.batches, 2u);
+  uint64_t rows = 0;
+  for (int token = 1; token + 1 < kTokens; ++token) {
+    ASSERT_TRUE((*engine)->StepOnce());
+    const storage::RowStoreStats now = model->RowStats();
+    EXPECT_LE(now.batches - before.batches, 1u) << token;
+    rows += now.rows_requested - before.rows_requested;
+    before = now;
+  }
+  EXPECT_EQ(rows, kSequences * (kTokens - 2u));
+  while ((*engine)->StepOnce()) {
+  }
+  for (const testing::RecordingSink& sink : sinks) {
+    EXPECT_EQ(sink.ids.size(), static_cast<size_t>(kTokens));
+  }
 }
 
 TEST(StepTest, WhatBreaksTheContractIsRefusedAndReleasesItsRows) {
