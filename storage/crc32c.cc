@@ -1,5 +1,6 @@
 #include "storage/crc32c.h"
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 
@@ -218,6 +219,14 @@ bool HasInstruction() {
 #endif  // x86_64 or AArch64
 
 }  // namespace
+
+void PrefetchCopy(uint8_t* to, absl::Span<const uint8_t> from) {
+  constexpr size_t kBytes = 2048;
+  for (size_t i = 0; i < std::min(kBytes, from.size()); i += 64) {
+    __builtin_prefetch(from.data() + i);
+    __builtin_prefetch(to + i, 1);
+  }
+}
 
 uint32_t Crc32cPortable(absl::Span<const uint8_t> data, uint32_t crc) {
   return ~UpdateTables(~crc, data.data(), data.size());

@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "storage/base/clock.h"
 #include "storage/base/status_macros.h"
+#include "storage/crc32c.h"
 #include "storage/fault_reader.h"
 #include "storage/pread_reader.h"
 #include "storage/uring_reader.h"
@@ -296,6 +297,9 @@ void ReadScheduler::Pump(size_t min_count, uint64_t timeout_ns) {
   // is known.
   const bool end_seen = min_count > 0 || now_ns - before_ns < 50'000;
   for (size_t i = 0; i < count; ++i) {
+    if (i + 1 < count) {
+      PrefetchRow(completions_[i + 1]);
+    }
     OnCompletion(completions_[i], now_ns, end_seen);
   }
   Confirm();
@@ -333,6 +337,18 @@ void ReadScheduler::OnLate(uint64_t tag) {
       return;
     }
   }
+}
+
+// The device has just written the row, so no cache of the processor holds it, nor the slot that it goes to.
+void ReadScheduler::PrefetchRow(const BlockCompletion& completion) {
+  const uint32_t index = static_cast<uint32_t>(completion.tag);
+  const Op& op = ops_[index];
+  if (!op.in_flight || TagOf(index) != completion.tag || completion.result <= 0) {
+    return;
+  }
+  const RowCache::Entry& entry = rows_.EntryOf(op.head);
+  const uint64_t offset = rows_.TableOf(entry.key).OffsetOf(RowSet::RowOf(entry.key)) - op.begin;
+  PrefetchCopy(rows_.DataOf(op.head), absl::MakeConstSpan(buffers_.data(op.buffer) + offset, entry.bytes));
 }
 
 void ReadScheduler::OnCompletion(const BlockCompletion& completion, uint64_t now_ns, bool end_seen) {

@@ -97,6 +97,7 @@ class ReadScheduler {
   void Flush();
 
   uint64_t TagOf(uint32_t index) const { return static_cast<uint64_t>(ops_[index].generation) << 32 | index; }
+  void PrefetchRow(const BlockCompletion& completion);
   void OnCompletion(const BlockCompletion& completion, uint64_t now_ns, bool end_seen);
   void OnLate(uint64_t tag);
   void OnError(uint32_t index, int error);
