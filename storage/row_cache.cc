@@ -45,7 +45,7 @@ absl::StatusOr<RowCache> RowCache::Create(const Options& options) {
   cache.slot_bytes_ = static_cast<uint32_t>(slot_bytes);
   cache.rows_held_max_ = options.rows_held_max;
   cache.rows_cached_ = options.rows_cached;
-  cache.probation_share_ = std::max<uint32_t>(1, static_cast<uint32_t>(slots / 10));
+  cache.probation_share_ = std::max<uint32_t>(1, static_cast<uint32_t>(slots / kProbationPart));
   EMBERGATE_ASSIGN_OR_RETURN(cache.slots_, MappedMemory::Create(slots * slot_bytes));
   cache.entries_.resize(slots);
   for (Id id = 0; id < slots; ++id) {
@@ -200,6 +200,7 @@ RowCache::Id RowCache::Evict() {
       PushHead(main_, Entry::Queue::kMain, id);
       continue;
     }
+    Remember(entry.key);
     Free(id);
     return id;
   }

@@ -1,6 +1,7 @@
 #include "tests/bench/cache_traces.h"
 
 #include <algorithm>
+#include <array>
 #include <cctype>
 #include <cmath>
 #include <cstdio>
@@ -12,6 +13,7 @@
 #include <set>
 #include <unordered_map>
 #include <unordered_set>
+#include <utility>
 
 #include "storage/row_cache.h"
 
@@ -234,6 +236,175 @@ uint64_t S3FifoHits(const Trace& trace, size_t capacity) {
     const bool known = ghosts.count(id) > 0;
     rows[id] = {known, 0};
     (known ? main : small).push_back(id);
+  }
+  return hits;
+}
+
+namespace {
+
+// Least recently used first, by id.
+class Order {
+ public:
+  size_t size() const { return where_.size(); }
+  bool Has(uint32_t id) const { return where_.count(id) > 0; }
+  uint32_t oldest() const { return order_.back(); }
+  void Push(uint32_t id) {
+    order_.push_front(id);
+    where_[id] = order_.begin();
+  }
+  void Remove(uint32_t id) {
+    order_.erase(where_[id]);
+    where_.erase(id);
+  }
+  void Touch(uint32_t id) { order_.splice(order_.begin(), order_, where_[id]); }
+
+ private:
+  std::list<uint32_t> order_;
+  std::unordered_map<uint32_t, std::list<uint32_t>::iterator> where_;
+};
+
+class Sketch {
+ public:
+  explicit Sketch(size_t capacity) : period_(40 * capacity) {
+    size_t size = 1;
+    while (size < 4 * capacity) {
+      size *= 2;
+    }
+    for (auto& row : counts_) {
+      row.resize(size);
+    }
+  }
+  int Estimate(uint32_t id) const {
+    int least = kMax;
+    for (size_t i = 0; i < counts_.size(); ++i) {
+      least = std::min<int>(least, counts_[i][PlaceOf(id, i)]);
+    }
+    return least;
+  }
+  void Add(uint32_t id) {
+    const int before = Estimate(id);
+    for (size_t i = 0; i < counts_.size(); ++i) {
+      uint8_t& count = counts_[i][PlaceOf(id, i)];
+      count = static_cast<uint8_t>(count == before && before < kMax ? count + 1 : count);
+    }
+    if (++added_ == period_) {
+      added_ /= 2;
+      for (auto& row : counts_) {
+        for (uint8_t& count : row) {
+          count /= 2;
+        }
+      }
+    }
+  }
+
+ private:
+  static constexpr int kMax = 63;
+  size_t PlaceOf(uint32_t id, size_t row) const {
+    uint64_t hash = (id + 1) * 0x9e3779b97f4a7c15u * (2 * row + 1);
+    hash = (hash ^ hash >> 29) * 0xbf58476d1ce4e5b9u;
+    return hash >> 32 & (counts_[row].size() - 1);
+  }
+
+  std::array<std::vector<uint8_t>, 4> counts_;
+  size_t period_;
+  size_t added_ = 0;
+};
+
+}  // namespace
+
+uint64_t TinyLfuHits(const Trace& trace, size_t capacity) {
+  const size_t window_max = std::max<size_t>(1, capacity / 5);
+  const size_t main_max = capacity - window_max;
+  const size_t protected_max = main_max * 4 / 5;
+  Order window;
+  Order probation;
+  Order protected_rows;
+  Sketch sketch(capacity);
+  uint64_t hits = 0;
+  for (const uint32_t id : trace) {
+    sketch.Add(id);
+    if (window.Has(id) || protected_rows.Has(id)) {
+      ++hits;
+      (window.Has(id) ? window : protected_rows).Touch(id);
+      continue;
+    }
+    if (probation.Has(id)) {
+      ++hits;
+      probation.Remove(id);
+      protected_rows.Push(id);
+      if (protected_rows.size() > protected_max) {
+        const uint32_t demoted = protected_rows.oldest();
+        protected_rows.Remove(demoted);
+        probation.Push(demoted);
+      }
+      continue;
+    }
+    window.Push(id);
+    if (window.size() <= window_max) {
+      continue;
+    }
+    const uint32_t candidate = window.oldest();
+    window.Remove(candidate);
+    if (probation.size() + protected_rows.size() < main_max) {
+      probation.Push(candidate);
+      continue;
+    }
+    Order& from = probation.size() > 0 ? probation : protected_rows;
+    const uint32_t victim = from.oldest();
+    if (sketch.Estimate(candidate) > sketch.Estimate(victim)) {
+      from.Remove(victim);
+      probation.Push(candidate);
+    }
+  }
+  return hits;
+}
+
+uint64_t FullHistoryHits(const Trace& trace, size_t capacity) {
+  constexpr std::array<double, 3> kHalfLives = {1000, 30000, 300000};
+  constexpr std::array<double, 3> kWeights = {0.15, 1, 1};
+  constexpr int kSamples = 32;
+  constexpr size_t kNotCached = SIZE_MAX;
+  struct Row {
+    std::array<double, 3> counts{};
+    uint64_t seen = 0;
+    size_t place = kNotCached;
+  };
+  std::vector<Row> rows(*std::max_element(trace.begin(), trace.end()) + size_t{1});
+  std::vector<uint32_t> cached;
+  std::mt19937 random(1);
+  uint64_t hits = 0;
+  uint64_t now = 0;
+  const auto value = [&](const Row& row) {
+    double sum = 0;
+    for (size_t i = 0; i < kHalfLives.size(); ++i) {
+      sum +=
+          kWeights[i] / kHalfLives[i] * row.counts[i] * std::exp2(-static_cast<double>(now - row.seen) / kHalfLives[i]);
+    }
+    return sum;
+  };
+  for (const uint32_t id : trace) {
+    ++now;
+    Row& row = rows[id];
+    for (size_t i = 0; i < kHalfLives.size(); ++i) {
+      row.counts[i] = row.counts[i] * std::exp2(-static_cast<double>(now - row.seen) / kHalfLives[i]) + 1;
+    }
+    row.seen = now;
+    if (row.place != kNotCached) {
+      ++hits;
+      continue;
+    }
+    row.place = cached.size();
+    if (cached.size() < capacity) {
+      cached.push_back(id);
+      continue;
+    }
+    uint32_t worst = cached[random() % cached.size()];
+    for (int i = 1; i < kSamples; ++i) {
+      const uint32_t other = cached[random() % cached.size()];
+      worst = value(rows[other]) < value(rows[worst]) ? other : worst;
+    }
+    row.place = std::exchange(rows[worst].place, kNotCached);
+    cached[row.place] = id;
   }
   return hits;
 }
