@@ -51,6 +51,9 @@ void LogModel(const ServedModel& model) {
                  HumanBytes(info.file_bytes));
     spdlog::info("row reader: {}{}{}{}", stats.backend, stats.direct_io ? " with O_DIRECT" : ", buffered",
                  stats.backend_reason.empty() ? "" : "; io_uring is not in use: ", stats.backend_reason);
+    spdlog::info("rows are {}", stats.checksum_bytes > 0
+                                    ? "checked by CRC32C as they are read"
+                                    : "not checked: the file has no checksums (embergate checksum adds them)");
   } else {
     spdlog::info("on flash: nothing is read while serving");
   }

@@ -18,6 +18,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "storage/base/status_macros.h"
+#include "storage/crc32c.h"
 #include "storage/gguf_file.h"
 
 namespace embergate::storage {
@@ -64,6 +65,34 @@ absl::Status ErrnoStatus(int error, absl::string_view what) {
   }
 }
 
+// Checksums of a tensor's rows in the making.
+struct RowSums {
+  std::vector<uint64_t> segment_ends;
+  uint64_t row_bytes = 0;
+  uint64_t keys_offset = 0;    // of the values, from the start of the keys
+  std::vector<uint32_t> crcs;  // complete ones
+  uint64_t row_done = 0;       // bytes of the current row
+  size_t segment = 0;          // the current one, and its value so far
+  uint32_t crc = 0;
+
+  void Add(absl::Span<const uint8_t> bytes) {
+    while (!bytes.empty()) {
+      const size_t step = std::min<size_t>(bytes.size(), segment_ends[segment] - row_done);
+      crc = Crc32c(bytes.first(step), crc);
+      bytes.remove_prefix(step);
+      row_done += step;
+      if (row_done == segment_ends[segment]) {
+        crcs.push_back(crc);
+        crc = 0;
+        if (++segment == segment_ends.size()) {
+          segment = 0;
+          row_done = 0;
+        }
+      }
+    }
+  }
+};
+
 struct PlannedTensor {
   std::string name;
   TensorType type;
@@ -71,7 +100,10 @@ struct PlannedTensor {
   uint64_t bytes = 0;
   uint64_t align = 0;
   uint64_t offset = 0;  // from the start of the data section
+  std::optional<RowSums> sums;
 };
+
+constexpr uint64_t kKeysStart = 4 + 4 + 8 + 8;  // magic, version, tensor count, key count
 
 }  // namespace
 
@@ -125,6 +157,7 @@ struct GgufWriter::Impl {
   absl::Status WriteZeros(uint64_t bytes);
   absl::Status WriteFailed(int errno_value);
   absl::Status FinishTensors();
+  absl::Status FillInChecksums();
   uint64_t free_bytes() const;
 };
 
@@ -173,7 +206,7 @@ std::string GgufWriter::Impl::Infos() const {
 
 // The whole header, up to the data section.
 absl::StatusOr<std::string> GgufWriter::Impl::LayOut() {
-  uint64_t header_bytes = 4 + 4 + 8 + 8 + keys.size() + Infos().size();
+  uint64_t header_bytes = kKeysStart + keys.size() + Infos().size();
   // Where does the first aligned tensor lie if nothing is done? Pad the header by what is missing.
   const auto aligned = std::find_if(tensors.begin(), tensors.end(),
                                     [this](const PlannedTensor& tensor) { return tensor.align > alignment; });
@@ -290,6 +323,30 @@ absl::Status GgufWriter::Impl::FinishTensors() {
   return absl::OkStatus();
 }
 
+absl::Status GgufWriter::Impl::FillInChecksums() {
+  for (const PlannedTensor& tensor : tensors) {
+    if (!tensor.sums.has_value()) {
+      continue;
+    }
+    const auto* bytes = reinterpret_cast<const uint8_t*>(tensor.sums->crcs.data());
+    uint64_t left = tensor.sums->crcs.size() * sizeof(uint32_t);
+    auto offset = static_cast<off_t>(kKeysStart + tensor.sums->keys_offset);
+    while (left > 0) {
+      const ssize_t put = ::pwrite(fd, bytes, left, offset);
+      if (put < 0 && errno == EINTR) {
+        continue;
+      }
+      if (put <= 0) {
+        return WriteFailed(put < 0 ? errno : EIO);
+      }
+      bytes += put;
+      left -= static_cast<uint64_t>(put);
+      offset += put;
+    }
+  }
+  return absl::OkStatus();
+}
+
 GgufWriter::GgufWriter(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 GgufWriter::~GgufWriter() = default;
 
@@ -398,8 +455,41 @@ absl::Status GgufWriter::AddTensor(absl::string_view name, TensorType type, absl
   if (!impl_->tensor_names.insert(std::string(name)).second) {
     return absl::InvalidArgumentError(absl::StrCat(what, " added twice"));
   }
-  impl_->tensors.push_back({std::string(name), type, {dims.begin(), dims.end()}, *bytes, align, 0});
+  impl_->tensors.push_back({std::string(name), type, {dims.begin(), dims.end()}, *bytes, align, 0, std::nullopt});
   return absl::OkStatus();
+}
+
+absl::Status GgufWriter::AddRowChecksums(absl::string_view key, absl::string_view tensor,
+                                         absl::Span<const uint64_t> segment_ends) {
+  const auto planned = std::find_if(impl_->tensors.begin(), impl_->tensors.end(),
+                                    [&](const PlannedTensor& candidate) { return candidate.name == tensor; });
+  if (planned == impl_->tensors.end() || planned->sums.has_value()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("row checksums are for a tensor that was added, once; not for '", absl::CHexEscape(tensor), "'"));
+  }
+  RowSums sums;
+  sums.row_bytes = *BytesOf(planned->type, planned->dims[0]);
+  uint64_t previous = 0;
+  for (const uint64_t end : segment_ends) {
+    if (end <= previous || end > sums.row_bytes) {
+      return absl::InvalidArgumentError("checksum segments must ascend and end within the row");
+    }
+    previous = end;
+  }
+  if (previous != sums.row_bytes) {
+    return absl::InvalidArgumentError("the last checksum segment must end with the row");
+  }
+  sums.segment_ends.assign(segment_ends.begin(), segment_ends.end());
+  const uint64_t count = planned->bytes / sums.row_bytes * segment_ends.size();
+  if (count > (1u << 28)) {
+    return absl::InvalidArgumentError(absl::StrCat("a header of ", count, " checksums is too large"));
+  }
+  std::string& out = impl_->ArrayHead(key, GgufValueType::kU32, count);
+  sums.keys_offset = out.size();
+  out.append(count * sizeof(uint32_t), '\0');
+  sums.crcs.reserve(count);
+  planned->sums = std::move(sums);
+  return impl_->error;
 }
 
 absl::Status GgufWriter::BeginData() {
@@ -436,6 +526,9 @@ absl::Status GgufWriter::AppendData(absl::Span<const uint8_t> bytes) {
                                                    " more do not fit"));
   }
   EMBERGATE_RETURN_IF_ERROR(impl_->Write(bytes));
+  if (std::optional<RowSums>& sums = impl_->tensors[impl_->current].sums; sums.has_value()) {
+    sums->Add(bytes);
+  }
   impl_->current_bytes += bytes.size();
   return impl_->FinishTensors();
 }
@@ -450,6 +543,7 @@ absl::Status GgufWriter::Finish() {
     return absl::FailedPreconditionError(absl::StrCat("tensor '", absl::CHexEscape(tensor.name), "' has ",
                                                       impl_->current_bytes, " of its ", tensor.bytes, " bytes"));
   }
+  EMBERGATE_RETURN_IF_ERROR(impl_->FillInChecksums());
   if (::fsync(impl_->fd) != 0) {
     return impl_->WriteFailed(errno);
   }

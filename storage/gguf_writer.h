@@ -49,6 +49,13 @@ class GgufWriter {
   // gets a gap before it, which only readers like ours accept.
   absl::Status AddTensor(absl::string_view name, TensorType type, absl::Span<const uint64_t> dims, uint64_t align = 0);
 
+  // Adds the CRC32C of each segment of each row (dims[0] elements) of a tensor added before, as u32 [row][segment]
+  // under `key`. They are known only when the data has passed: their place in the header is filled in by Finish.
+  // Segments end at `segment_ends`, bytes from the row's start, ascending, the last one the row's. Costs 4 bytes of
+  // memory for each.
+  absl::Status AddRowChecksums(absl::string_view key, absl::string_view tensor,
+                               absl::Span<const uint64_t> segment_ends);
+
   // Lays the file out and reserves its space. RESOURCE_EXHAUSTED if the disk cannot hold it, with bytes needed and
   // free.
   absl::Status BeginData();

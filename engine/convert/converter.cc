@@ -12,6 +12,7 @@
 #include "engine/convert/json_file.h"
 #include "engine/convert/model_keys.h"
 #include "engine/convert/quantize.h"
+#include "engine/convert/table_checksums.h"
 #include "engine/kernels/kernels.h"
 #include "engine/text/vocabulary.h"
 #include "engine/thread_pool.h"
@@ -317,6 +318,11 @@ absl::StatusOr<ConvertSummary> ConvertCheckpoint(const std::string& folder, cons
   }
   for (const PlannedTensor& tensor : plan.tensors) {
     EMBERGATE_RETURN_IF_ERROR(writer->AddTensor(tensor.name, tensor.type, tensor.dims, tensor.align));
+    if (tensor.name == gguf::kPerLayerTokenEmbd) {
+      const auto prefix_layers = static_cast<uint64_t>(config.layers - config.shared_kv_layers - 1);
+      EMBERGATE_RETURN_IF_ERROR(AddTableChecksums(tensor.type, tensor.dims[0],
+                                                  prefix_layers * static_cast<uint64_t>(config.ple_width), *writer));
+    }
   }
   EMBERGATE_RETURN_IF_ERROR(writer->BeginData());
 

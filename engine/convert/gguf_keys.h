@@ -71,6 +71,9 @@ inline std::string ArchKey(absl::string_view arch, absl::string_view key) { retu
 // of row 0 (the reference gives those ids row 0; llama.cpp wants as many rows as token_embd has).
 inline constexpr char kPleRows[] = "embergate.ple_rows";
 inline constexpr char kEosTokenIds[] = "embergate.eos_token_ids";  // i32[]: every id that ends a generation
+// CRC32C of the rows of the per-layer table: u32[row][segment], and the bytes of a row at which segments end, u32[].
+inline constexpr char kRowCrc32c[] = "embergate.row_crc32c.values";
+inline constexpr char kRowCrc32cSegments[] = "embergate.row_crc32c.segment_ends";
 
 // ---- Tensors of the whole model ------------------------------------------------------------------
 // dims are in GGUF order (contiguous dimension first); a PyTorch [out, in] matrix is [in, out] here.

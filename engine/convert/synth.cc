@@ -14,6 +14,7 @@
 #include "engine/convert/gguf_keys.h"
 #include "engine/convert/model_keys.h"
 #include "engine/convert/random_blocks.h"
+#include "engine/convert/table_checksums.h"
 #include "engine/text/vocabulary.h"
 #include "storage/base/status_macros.h"
 
@@ -298,6 +299,11 @@ absl::StatusOr<SynthSummary> SynthesiseModel(const ModelShape& shape, const std:
     uint64_t elements = 1;
     for (const uint64_t dim : plan.tensor.dims) {
       elements *= dim;
+    }
+    if (table) {
+      const uint64_t prefix_layers = shape.layers - shape.shared_kv_layers - 1;
+      EMBERGATE_RETURN_IF_ERROR(
+          AddTableChecksums(plan.type, plan.tensor.dims[0], prefix_layers * shape.ple_width, *writer));
     }
     summary.parameters += elements;
     summary.table_bytes += table ? storage::BytesOf(plan.type, elements).value_or(0) : 0;

@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "engine/convert/gguf_keys.h"
+#include "engine/convert/table_checksums.h"
 #include "engine/model/activations.h"
 #include "engine/model/config.h"
 #include "engine/model/kv_cache.h"
@@ -17,7 +18,6 @@
 #include "engine/model/rope.h"
 #include "engine/model/weights.h"
 #include "storage/base/status_macros.h"
-#include "storage/checksum_file.h"
 
 namespace embergate::engine {
 namespace {
@@ -117,7 +117,7 @@ absl::StatusOr<std::vector<MemoryPart>> PlanParts(const storage::GgufFile& file,
     } else {
       parts.push_back({"row_cache", options.rows.cache_bytes});
       parts.push_back({"row_buffers", RowBufferBytes(table, PerLayerInputs::RowOptions(options, limits)) +
-                                          storage::ChecksumBytesBeside(file.shard_path(table.shard))});
+                                          TableChecksumBytes(file, table)});
     }
   }
   parts.push_back({"scratch", scratch});

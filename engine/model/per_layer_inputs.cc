@@ -7,20 +7,14 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/convert/gguf_keys.h"
+#include "engine/convert/table_checksums.h"
 #include "engine/kernels/kernels.h"
 #include "storage/base/status_macros.h"
-#include "storage/checksum_file.h"
 
 namespace embergate::engine {
 namespace {
 
-// Bytes of a row that hold its first `elements` elements; rounds `elements` up to whole blocks.
-uint64_t PrefixBytes(storage::TensorType type, int64_t& elements) {
-  const storage::TensorTypeTraits& traits = storage::TraitsOf(type);
-  const int64_t blocks = (elements + traits.block_elements - 1) / traits.block_elements;
-  elements = blocks * traits.block_elements;
-  return static_cast<uint64_t>(blocks) * traits.block_bytes;
-}
+constexpr int kProbeRows = 4;
 
 // Whether a chunk reads any row: one that wants no logits uses the common layers' part only.
 bool NeedsRows(const Chunk& chunk, int common_layers) {
@@ -60,8 +54,12 @@ absl::StatusOr<std::unique_ptr<PerLayerInputs>> PerLayerInputs::Create(const sto
   inputs->common_layers_ = config.common_layers();
   inputs->rest_layers_ = config.layer_count() - config.common_layers();
   inputs->row_bytes_ = table.row_bytes();
-  inputs->prefix_elements_ = int64_t{config.common_layers()} * config.ple_width;
-  inputs->prefix_bytes_ = PrefixBytes(table.type, inputs->prefix_elements_);
+  const uint64_t prefix_elements =
+      static_cast<uint64_t>(config.common_layers()) * static_cast<uint64_t>(config.ple_width);
+  inputs->prefix_bytes_ = PrefixBytes(table.type, prefix_elements);
+  const int64_t block_elements = storage::TraitsOf(table.type).block_elements;
+  inputs->prefix_elements_ =
+      (static_cast<int64_t>(prefix_elements) + block_elements - 1) / block_elements * block_elements;
   inputs->common_ =
       AlignedBuffer<float>(size_t{1} * limits.step_tokens_max * config.common_layers() * config.ple_width);
   inputs->rest_ = AlignedBuffer<float>(size_t{1} * limits.logit_rows_max * inputs->rest_layers_ * config.ple_width);
@@ -89,7 +87,7 @@ absl::StatusOr<std::unique_ptr<PerLayerInputs>> PerLayerInputs::Create(const sto
   spec.file_offset = table.file_offset;
   spec.row_bytes = table.row_bytes();
   spec.row_count = table.rows();
-  EMBERGATE_ASSIGN_OR_RETURN(spec.checksums, storage::LoadRowChecksums(spec));
+  EMBERGATE_ASSIGN_OR_RETURN(spec.checksums, LoadTableChecksums(file, table, spec));
   const storage::RowStoreOptions rows = RowOptions(options, limits);
   EMBERGATE_ASSIGN_OR_RETURN(inputs->store_, storage::RowStore::Create({spec}, rows));
   return inputs;

@@ -4,10 +4,12 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "engine/convert/gguf_keys.h"
+#include "engine/convert/table_checksums.h"
 #include "engine/model/config.h"
 #include "server/cli/cli.h"
 #include "server/cli/human.h"
@@ -28,7 +30,7 @@ struct Flags {
 };
 
 // The table gets a checksum per row, in two segments where prompts read only the front part of a row.
-storage::ChecksumEntry EntryFor(const storage::GgufTensor& tensor, uint64_t prefix_bytes) {
+storage::ChecksumEntry EntryFor(const storage::GgufTensor& tensor, uint64_t prefix_elements) {
   storage::ChecksumEntry entry;
   entry.name = tensor.name;
   entry.file_offset = tensor.file_offset;
@@ -36,34 +38,27 @@ storage::ChecksumEntry EntryFor(const storage::GgufTensor& tensor, uint64_t pref
   entry.piece_bytes = kPieceBytes;
   if (tensor.name == engine::gguf::kPerLayerTokenEmbd) {
     entry.piece_bytes = tensor.row_bytes();
-    if (prefix_bytes > 0 && prefix_bytes < entry.piece_bytes) {
-      entry.segment_ends.push_back(prefix_bytes);
-    }
+    entry.segment_ends = engine::ChecksumSegments(tensor.type, tensor.cols(), prefix_elements);
+  } else {
+    entry.segment_ends = {entry.piece_bytes};
   }
-  entry.segment_ends.push_back(entry.piece_bytes);
   return entry;
 }
 
-// What the layers that own keys and values need of a row; 0 if the model is not one that we serve.
-uint64_t PrefixBytes(const storage::GgufFile& file) {
+// Of a row's elements, those of the layers that own keys and values; 0 if the model is not one that we serve.
+uint64_t PrefixElements(const storage::GgufFile& file) {
   const absl::StatusOr<engine::ModelConfig> config = engine::ReadModelConfig(file);
-  const storage::GgufTensor* table = file.FindTensor(engine::gguf::kPerLayerTokenEmbd);
-  if (!config.ok() || table == nullptr) {
-    return 0;
-  }
-  const storage::TensorTypeTraits& traits = storage::TraitsOf(table->type);
-  const uint64_t elements = static_cast<uint64_t>(config->common_layers()) * static_cast<uint64_t>(config->ple_width);
-  return (elements + traits.block_elements - 1) / traits.block_elements * traits.block_bytes;
+  return config.ok() ? static_cast<uint64_t>(config->common_layers()) * static_cast<uint64_t>(config->ple_width) : 0;
 }
 
 void Make(const storage::GgufFile& file) {
-  const uint64_t prefix_bytes = PrefixBytes(file);
+  const uint64_t prefix_elements = PrefixElements(file);
   for (int shard = 0; shard < file.shard_count(); ++shard) {
     storage::ChecksumFile sums;
     sums.file_bytes = file.shard_bytes(shard);
     for (const storage::GgufTensor& tensor : file.tensors()) {
       if (tensor.shard == shard) {
-        sums.entries.push_back(EntryFor(tensor, prefix_bytes));
+        sums.entries.push_back(EntryFor(tensor, prefix_elements));
       }
     }
     const std::string path = storage::ChecksumPathFor(file.shard_path(shard));
@@ -81,11 +76,50 @@ void Make(const storage::GgufFile& file) {
   }
 }
 
+// Those of the table's rows that the file itself brings, if its table is in this part.
+absl::StatusOr<storage::ChecksumFile> OwnChecksums(const storage::GgufFile& file, int shard) {
+  const storage::GgufTensor* table = file.FindTensor(engine::gguf::kPerLayerTokenEmbd);
+  storage::ChecksumFile sums;
+  sums.file_bytes = file.shard_bytes(shard);
+  if (table != nullptr && table->shard != shard) {
+    return sums;
+  }
+  absl::StatusOr<storage::RowChecksums> rows = storage::RowChecksums();
+  if (table != nullptr) {
+    storage::TableSpec spec;
+    spec.path = file.shard_path(shard);
+    rows = engine::LoadTableChecksums(file, *table, spec);
+  }
+  if (!rows.ok()) {
+    return rows.status();
+  }
+  if (rows->crcs.empty()) {
+    return absl::NotFoundError(absl::StrCat(file.shard_path(shard), " has no checksums, neither beside it nor in it; ",
+                                            "embergate checksum makes them"));
+  }
+  storage::ChecksumEntry entry;
+  entry.name = table->name;
+  entry.file_offset = table->file_offset;
+  entry.bytes = table->bytes;
+  entry.piece_bytes = table->row_bytes();
+  entry.segment_ends = std::move(rows->segment_ends);
+  entry.crcs = std::move(rows->crcs);
+  sums.entries.push_back(std::move(entry));
+  return sums;
+}
+
 void Verify(const storage::GgufFile& file) {
   uint64_t bad = 0;
   for (int shard = 0; shard < file.shard_count(); ++shard) {
     const std::string& path = file.shard_path(shard);
-    const absl::StatusOr<storage::ChecksumFile> sums = storage::ReadChecksumFile(storage::ChecksumPathFor(path));
+    absl::StatusOr<storage::ChecksumFile> sums = storage::ReadChecksumFile(storage::ChecksumPathFor(path));
+    if (absl::IsNotFound(sums.status())) {
+      sums = OwnChecksums(file, shard);
+      if (sums.ok() && sums->entries.empty()) {
+        std::printf("%s: no table here, and nothing else has checksums of its own\n", path.c_str());
+        continue;
+      }
+    }
     if (!sums.ok()) {
       FailCommand(kCommand, std::string(sums.status().message()), 2);
     }
@@ -133,9 +167,10 @@ void Run(const Flags& flags) {
 }  // namespace
 
 void AddChecksum(CLI::App& app) {
-  CLI::App* command = app.add_subcommand(
-      kCommand,
-      "Write MODEL.gguf.crc32c, by which every row read from flash is checked; or check the model against it");
+  CLI::App* command = app.add_subcommand(kCommand,
+                                         "Write MODEL.gguf.crc32c, by which every row read from flash is checked; or "
+                                         "check the model against it, or against "
+                                         "the checksums of the table that convert and synth put into the file itself");
   auto flags = std::make_shared<Flags>();
   command->add_option("model", flags->model, "GGUF file (of a split one, any part)")
       ->required()

@@ -12,6 +12,7 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "storage/crc32c.h"
 #include "storage/gguf_file.h"
 #include "tests/support/temp_folder.h"
 
@@ -194,6 +195,51 @@ TEST_F(GgufWriterTest, SecondAlignedTensorGetsAGapWhereNeeded) {
   std::vector<uint8_t> read(40);
   ASSERT_TRUE(file->ReadTensor(file->tensors()[1], 0, absl::MakeSpan(read)).ok());
   EXPECT_EQ(read, Pattern(40, 2));
+}
+
+TEST_F(GgufWriterTest, RowChecksumsAreThoseOfTheRowsWhateverThePieces) {
+  constexpr uint64_t kRows = 37;
+  const std::vector<uint8_t> before = Pattern(400, 1);
+  const std::vector<uint8_t> table = Pattern(kRows * 136, 2);  // rows of 128 in Q8_0
+  auto writer = Create();
+  ASSERT_TRUE(writer->AddTensor("before", TensorType::kF32, {100}).ok());
+  ASSERT_TRUE(writer->AddTensor("table", TensorType::kQ8_0, {128, kRows}, 4096).ok());
+  ASSERT_TRUE(writer->AddRowChecksums("crcs", "table", {34, 136}).ok());
+  writer->AddString("after", "the checksums");
+  ASSERT_TRUE(writer->BeginData().ok());
+  ASSERT_TRUE(writer->AppendData(before).ok());
+  for (size_t done = 0, step = 1; done < table.size(); done += step, step = step % 301 + 50) {
+    step = std::min(step, table.size() - done);
+    ASSERT_TRUE(writer->AppendData(absl::MakeConstSpan(table).subspan(done, step)).ok());
+  }
+  ASSERT_TRUE(writer->Finish().ok());
+
+  const auto file = Open();
+  ASSERT_NE(file, nullptr);
+  const auto crcs = file->GetInts("crcs");
+  ASSERT_TRUE(crcs.ok()) << crcs.status();
+  ASSERT_EQ(crcs->size(), 2 * kRows);
+  for (uint64_t row = 0; row < kRows; ++row) {
+    const auto bytes = absl::MakeConstSpan(table).subspan(row * 136, 136);
+    EXPECT_EQ((*crcs)[2 * row], Crc32cPortable(bytes.first(34))) << row;
+    EXPECT_EQ((*crcs)[2 * row + 1], Crc32cPortable(bytes.subspan(34))) << row;
+  }
+  EXPECT_EQ(*file->GetString("after"), "the checksums");
+  std::vector<uint8_t> read(table.size());
+  ASSERT_TRUE(file->ReadTensor(*file->FindTensor("table"), 0, absl::MakeSpan(read)).ok());
+  EXPECT_EQ(read, table);
+}
+
+TEST_F(GgufWriterTest, RowChecksumsOfNothingAreRefused) {
+  auto writer = Create();
+  EXPECT_FALSE(writer->AddRowChecksums("crcs", "table", {136}).ok());
+  ASSERT_TRUE(writer->AddTensor("table", TensorType::kQ8_0, {128, 3}).ok());
+  for (const std::vector<uint64_t>& ends :
+       std::vector<std::vector<uint64_t>>{{}, {135}, {137}, {34}, {0, 136}, {40, 34, 136}, {136, 136}}) {
+    EXPECT_FALSE(writer->AddRowChecksums("crcs", "table", ends).ok());
+  }
+  EXPECT_TRUE(writer->AddRowChecksums("crcs", "table", {136}).ok());
+  EXPECT_FALSE(writer->AddRowChecksums("again", "table", {136}).ok());
 }
 
 TEST_F(GgufWriterTest, UnfinishedWriterLeavesNothingBehind) {
