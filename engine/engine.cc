@@ -157,6 +157,14 @@ class EngineImpl : public Engine {
     idle_.wait(lock, [&] { return by_id_.empty(); });
   }
 
+  void RunBetweenSteps(std::function<void()> job) override {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      jobs_.push_back(std::move(job));
+    }
+    wake_.notify_all();
+  }
+
   EngineStats Snapshot() const override {
     std::lock_guard<std::mutex> lock(mutex_);
     EngineStats stats = published_;
@@ -176,6 +184,7 @@ class EngineImpl : public Engine {
     {
       std::lock_guard<std::mutex> lock(mutex_);
       std::swap(inbox_, arrived_);
+      std::swap(jobs_, jobs_now_);
       inbox_tokens_ = 0;
       inbox_bytes_ = 0;
       abort = std::exchange(abort_, absl::OkStatus());
@@ -185,6 +194,10 @@ class EngineImpl : public Engine {
       PublishLocked();
     }
     arrived_.clear();
+    for (const std::function<void()>& job : jobs_now_) {
+      job();
+    }
+    jobs_now_.clear();
     if (!abort.ok()) {
       loop_.Abort(abort);
     }
@@ -261,7 +274,7 @@ class EngineImpl : public Engine {
     for (;;) {
       {
         std::unique_lock<std::mutex> lock(mutex_);
-        wake_.wait(lock, [&] { return stop_ || !inbox_.empty() || !abort_.ok() || !by_id_.empty(); });
+        wake_.wait(lock, [&] { return stop_ || !inbox_.empty() || !jobs_.empty() || !abort_.ok() || !by_id_.empty(); });
         if (stop_ && by_id_.empty()) {
           return;
         }
@@ -308,6 +321,7 @@ class EngineImpl : public Engine {
 
   StepLoop loop_;  // of the thread that makes the passes
   std::vector<std::unique_ptr<Sequence>> arrived_;
+  std::vector<std::function<void()>> jobs_now_;
 
   mutable std::mutex mutex_;
   std::condition_variable wake_;  // something for the engine thread
@@ -315,6 +329,7 @@ class EngineImpl : public Engine {
   std::vector<std::unique_ptr<Sequence>> inbox_;
   int64_t inbox_tokens_ = 0;
   int64_t inbox_bytes_ = 0;
+  std::vector<std::function<void()>> jobs_;         // of RunBetweenSteps
   std::unordered_map<RequestId, Sequence*> by_id_;  // accepted, not ended
   EngineStats published_;
   int waiting_interactive_ = 0;  // as of the last pass

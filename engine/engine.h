@@ -3,6 +3,7 @@
 #define EMBERGATE_ENGINE_ENGINE_H_
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -67,7 +68,7 @@ struct EngineStats {
   SecondsHistogram step_seconds;  // one pass of the loop that computed something
 };
 
-// Threads: Submit, Cancel, Snapshot and Drain from any thread.
+// Threads: Submit, Cancel, RunBetweenSteps, Snapshot and Drain from any thread.
 class Engine {
  public:
   // `model` and `tokenizer` (may be null: ids only) are borrowed and outlive the engine. The destructor ends what is
@@ -85,6 +86,9 @@ class Engine {
   virtual void Cancel(RequestId id) = 0;
   // Refuses new requests, lets the others finish until `deadline`, then ends them with UNAVAILABLE. Blocks.
   virtual void Drain(absl::Time deadline) = 0;
+  // Has `job` called by the engine thread before its next pass, which an idle engine makes at once: for what touches
+  // the model outside of a step. Never called if the engine ends first. Keep it short: streams wait meanwhile.
+  virtual void RunBetweenSteps(std::function<void()> job) = 0;
   virtual EngineStats Snapshot() const = 0;
   // DRAM held besides the model's, by part: logits and scratch. Fixed at Create.
   virtual std::vector<MemoryPart> Memory() const = 0;

@@ -87,6 +87,9 @@ void AddServeOptions(CLI::App& app, ServeFlags& flags) {
   Add(app, "drain-timeout", flags.drain_timeout_seconds,
       "Seconds that running requests may take to finish after SIGTERM")
       ->check(CLI::Range(0.0, 86400.0));
+  Add(app, "hot-list", flags.hot_list,
+      "Keep the ids of the most used rows in this file, and read those rows into the row cache at the next start")
+      ->type_name("FILE");
   AddFlag(app, "no-reflection", flags.no_reflection, "Do not offer gRPC reflection");
   Add(app, "prompt-bytes-max", flags.prompt_bytes_max, "Text of one request")->type_name("SIZE");
   Add(app, "pending-bytes-max", flags.pending_bytes_max,
@@ -195,6 +198,7 @@ absl::StatusOr<ServeConfig> Resolve(const ServeFlags& flags) {
   config.log_level = flags.log_level;
   config.log_json = flags.log_json;
   config.drain_timeout = absl::Seconds(flags.drain_timeout_seconds);
+  config.hot_list_path = flags.hot_list;
   return config;
 }
 

@@ -44,6 +44,7 @@ struct ServeFlags {
   std::string log_level = "info";
   bool log_json = false;
   double drain_timeout_seconds = 30;
+  std::string hot_list;  // a file; empty = none
   bool no_reflection = false;
   std::string prompt_bytes_max = "1MiB";
   std::string pending_bytes_max = "1MiB";
@@ -58,6 +59,7 @@ struct ServeConfig {
   std::string log_level;
   bool log_json = false;
   absl::Duration drain_timeout;
+  std::string hot_list_path;  // empty = none
 };
 
 // Declare the options on `app`; `flags` must live as long as it.

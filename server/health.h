@@ -1,4 +1,5 @@
-// grpc.health.v1: NOT_SERVING from the first moment, SERVING once the model is loaded, NOT_SERVING while draining.
+// grpc.health.v1: NOT_SERVING from the first moment, SERVING once the model is loaded, NOT_SERVING while flash fails
+// and while draining.
 #ifndef EMBERGATE_SERVER_HEALTH_H_
 #define EMBERGATE_SERVER_HEALTH_H_
 

@@ -16,19 +16,25 @@ void Lifecycle::SetLoadProgress(uint64_t done, uint64_t total) {
 void Lifecycle::SetReady(const ServedModel* model) {
   model_.store(model, std::memory_order_release);
   load_progress_.store(1.0, std::memory_order_relaxed);
-  Phase expected = Phase::kLoading;
-  if (phase_.compare_exchange_strong(expected, Phase::kReady, std::memory_order_acq_rel)) {
-    on_serving_(true);
-    // SetDraining may have come between: its `false` has to be the last word.
-    if (phase() == Phase::kDraining) {
-      on_serving_(false);
-    }
+  absl::MutexLock lock(&mutex_);
+  if (phase() == Phase::kLoading) {
+    phase_.store(Phase::kReady, std::memory_order_release);
+    on_serving_(ready());
   }
 }
 
 void Lifecycle::SetDraining() {
+  absl::MutexLock lock(&mutex_);
   phase_.store(Phase::kDraining, std::memory_order_release);
   on_serving_(false);
+}
+
+void Lifecycle::SetFlashHealthy(bool healthy) {
+  absl::MutexLock lock(&mutex_);
+  if (flash_healthy() != healthy) {
+    flash_healthy_.store(healthy, std::memory_order_release);
+    on_serving_(ready());
+  }
 }
 
 namespace {

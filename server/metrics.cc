@@ -85,8 +85,8 @@ double Seconds(uint64_t ns) { return static_cast<double>(ns) * 1e-9; }
 void AddServer(const Lifecycle& lifecycle, const ServerStats& stats, double start_seconds, Page& page) {
   page.Begin(MetricType::Gauge, "embergate_build_info", "Always 1; the label tells the version.");
   page.Sample(1, {{"version", kVersion}});
-  page.Gauge("embergate_ready", "1 while requests are taken, 0 while loading or draining.",
-             lifecycle.phase() == Phase::kReady ? 1 : 0);
+  page.Gauge("embergate_ready", "1 while health checks are told SERVING, 0 while loading, draining or flash fails.",
+             lifecycle.ready() ? 1 : 0);
   page.Gauge("embergate_draining", "1 from the first SIGTERM on.", lifecycle.phase() == Phase::kDraining ? 1 : 0);
   page.Gauge("embergate_load_progress_ratio", "Part of the model that is loaded, 0 to 1.", lifecycle.load_progress());
   page.Begin(MetricType::Counter, "embergate_requests_total", "Calls that ended, by method and gRPC status code.");
@@ -168,7 +168,7 @@ void AddModel(const ServedModel& model, Page& page) {
              static_cast<double>(model.dram_budget_bytes));
 }
 
-void AddFlash(const storage::RowStoreStats& stats, Page& page) {
+void AddFlash(const storage::RowStoreStats& stats, bool flash_healthy, Page& page) {
   page.Begin(MetricType::Gauge, "embergate_flash_reader_info",
              "Always 1; the labels tell how rows are read, and why not through io_uring.");
   page.Sample(1, {{"backend", stats.backend},
@@ -190,6 +190,7 @@ void AddFlash(const storage::RowStoreStats& stats, Page& page) {
   page.Counter("embergate_flash_useful_bytes_total", "Of these, bytes of rows asked for.",
                static_cast<double>(stats.bytes_useful));
   page.Counter("embergate_flash_retries_total", "Reads that were tried again.", static_cast<double>(stats.retries));
+  page.Gauge("embergate_flash_healthy", "0 while rows keep failing, 1 otherwise.", flash_healthy ? 1 : 0);
   page.Begin(MetricType::Counter, "embergate_flash_errors_total", "Reads that failed, by kind.");
   page.Sample(static_cast<double>(stats.errors_io), {{"kind", "io"}});
   page.Sample(static_cast<double>(stats.errors_short), {{"kind", "short"}});
@@ -223,7 +224,7 @@ std::vector<MetricFamily> Metrics::Collect() const {
     AddModel(*model, page);
     AddEngine(*model, model->engine->Snapshot(), page);
     if (model->row_stats) {
-      AddFlash(model->row_stats(), page);
+      AddFlash(model->row_stats(), lifecycle_.flash_healthy(), page);
     }
   }
   return page.Take();

@@ -6,10 +6,13 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/notification.h"
 #include "engine/convert/gguf_keys.h"
 #include "engine/text/chat.h"
 #include "engine/text/vocabulary.h"
+#include "server/device_state.h"
 #include "server/dram_plan.h"
+#include "server/hot_list.h"
 #include "storage/base/status_macros.h"
 
 namespace embergate::server {
@@ -151,6 +154,40 @@ absl::StatusOr<std::unique_ptr<ModelHost>> ModelHost::Load(const ModelHostOption
     served.row_stats = [model = host->model_.get()] { return model->RowStats(); };
   }
   return host;
+}
+
+absl::Status ModelHost::SaveHotRows(const std::string& path) {
+  // Shared with the job, which may come to it after this has given up.
+  struct Answer {
+    std::vector<int32_t> tokens;
+    absl::Notification done;
+  };
+  constexpr size_t kTokensMax = 1u << 17;
+  const auto answer = std::make_shared<Answer>();
+  engine_->RunBetweenSteps([answer, model = model_.get()] {
+    answer->tokens = model->HotTokens(kTokensMax);
+    answer->done.Notify();
+  });
+  if (!answer->done.WaitForNotificationWithTimeout(absl::Seconds(5))) {
+    return absl::DeadlineExceededError("the engine is busy");
+  }
+  return SaveHotList(path, served_.info, answer->tokens);
+}
+
+absl::StatusOr<int> ModelHost::WarmHotRows(const std::string& path) {
+  EMBERGATE_ASSIGN_OR_RETURN(const std::vector<int32_t> tokens, LoadHotList(path, served_.info));
+  int warm = 0;
+  absl::Notification done;
+  engine_->RunBetweenSteps([&] {
+    warm = model_->WarmRows(tokens, absl::Seconds(5));
+    done.Notify();
+  });
+  done.WaitForNotification();
+  return warm;
+}
+
+void ModelHost::ProbeFlash() {
+  engine_->RunBetweenSteps([model = model_.get()] { model->ProbeFlash(); });
 }
 
 }  // namespace embergate::server

@@ -36,6 +36,13 @@ class ModelHost {
   const ServedModel& served() const { return served_; }
   engine::Engine& engine() { return *engine_; }
 
+  // The row cache's hot list (server/hot_list.h). Save asks the engine thread, and gives up when that is busy for
+  // seconds. Warm blocks until the rows are there, or a few seconds have passed; returns how many are.
+  absl::Status SaveHotRows(const std::string& path);
+  absl::StatusOr<int> WarmHotRows(const std::string& path);
+  // Has a few rows read soon, cached or not.
+  void ProbeFlash();
+
  private:
   ModelHost() = default;
 

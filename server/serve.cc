@@ -12,6 +12,7 @@
 #include "absl/strings/str_join.h"
 #include "server/cli/human.h"
 #include "server/dram_plan.h"
+#include "server/flash_monitor.h"
 #include "server/logging.h"
 #include "server/metrics.h"
 #include "server/model_host.h"
@@ -92,6 +93,15 @@ class Loader {
   std::thread thread_;
 };
 
+// How much of what was learnt a crash may cost.
+constexpr absl::Duration kHotListPeriod = absl::Minutes(5);
+
+void SaveHotList(const ServeConfig& config, ModelHost& host) {
+  if (const absl::Status saved = host.SaveHotRows(config.hot_list_path); !saved.ok()) {
+    spdlog::warn("hot list not saved: {}", std::string(saved.message()));
+  }
+}
+
 // Ends the process without waiting for anybody: there is no state on disk that could be left half written.
 [[noreturn]] void ExitNow(int code) {
   spdlog::default_logger()->flush();
@@ -155,12 +165,31 @@ int Serve(const ServeConfig& config) {
   }
   host = *std::move(loaded);
   LogModel(host->served());
+  if (!config.hot_list_path.empty()) {
+    const absl::StatusOr<int> warm = host->WarmHotRows(config.hot_list_path);
+    if (warm.ok()) {
+      spdlog::info("row cache: {} rows read ahead, as {} says", *warm, config.hot_list_path);
+    } else {
+      spdlog::info("row cache starts empty: {}", std::string(warm.status().message()));
+    }
+  }
   lifecycle.SetReady(&host->served());
   spdlog::info("ready");
+  std::unique_ptr<FlashMonitor> monitor;
+  if (host->served().row_stats) {
+    monitor = std::make_unique<FlashMonitor>(lifecycle, host->served().row_stats, [&host] { host->ProbeFlash(); });
+    if (!config.hot_list_path.empty()) {
+      monitor->Every(kHotListPeriod, [&] { SaveHotList(config, *host); });
+    }
+  }
 
   const int signal = poller.Wait();
   spdlog::info("signal {}: draining, for at most {}", signal, absl::FormatDuration(config.drain_timeout));
   Drain(config, *host, **server, poller);
+  monitor.reset();
+  if (!config.hot_list_path.empty()) {
+    SaveHotList(config, *host);
+  }
   metrics.reset();
   server->reset();
   host.reset();

@@ -192,6 +192,11 @@ class GgufDecoderModel : public DecoderModel {
   const ModelLimits& limits() const override { return limits_; }
   const ModelInfo& info() const override { return info_; }
   storage::RowStoreStats RowStats() const override { return ple_->Stats(); }
+  void ProbeFlash() override { ple_->ProbeFlash(); }
+  std::vector<int32_t> HotTokens(size_t tokens_max) const override { return ple_->HotTokens(tokens_max); }
+  int WarmRows(absl::Span<const int32_t> tokens, absl::Duration time_max) override {
+    return ple_->Warm(tokens, time_max);
+  }
   const StepProfile& profile() const override { return profile_; }
   void ResetProfile() override { profile_ = StepProfile(); }
   absl::Status SkipPositions(int slot, int count) override {

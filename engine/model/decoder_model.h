@@ -11,6 +11,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "engine/model/language_model.h"
 #include "engine/model/step_profile.h"
 #include "engine/thread_pool.h"
@@ -70,6 +71,14 @@ class DecoderModel : public LanguageModel {
 
   virtual const ModelInfo& info() const = 0;
   virtual storage::RowStoreStats RowStats() const = 0;  // any thread
+  // Reads a few random rows from flash, cached or not, without waiting: whether they arrive shows in RowStats by the
+  // time of the next call. What a server does that wants to know whether a device that failed works again. Engine
+  // thread.
+  virtual void ProbeFlash() = 0;
+  // Up to `tokens_max` tokens whose rows are cached, the most valued first; and the reverse at a start, which gives up
+  // after `time_max` or at the first failure. Returns how many rows it brought. Engine thread; both allocate.
+  virtual std::vector<int32_t> HotTokens(size_t tokens_max) const = 0;
+  virtual int WarmRows(absl::Span<const int32_t> tokens, absl::Duration time_max) = 0;
   // Where the time of all steps so far went, and what they read and multiplied; engine thread.
   virtual const StepProfile& profile() const = 0;
   virtual void ResetProfile() = 0;

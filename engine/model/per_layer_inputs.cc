@@ -1,6 +1,7 @@
 #include "engine/model/per_layer_inputs.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <utility>
@@ -25,10 +26,11 @@ bool NeedsRows(const Chunk& chunk, int common_layers) {
 
 storage::RowStoreOptions PerLayerInputs::RowOptions(const DecoderOptions& options, const ModelLimits& limits) {
   storage::RowStoreOptions rows = options.rows;
-  // A slot has at most the rows of the step being computed and those of its next one.
-  rows.tickets_max = 2 * limits.slots_max + 2;
+  // A slot has at most the rows of the step being computed and those of its next one; two requests wait with theirs
+  // read ahead; a probe has a few.
+  rows.tickets_max = 2 * limits.slots_max + 3;
   rows.rows_per_ticket_max = limits.step_tokens_max;
-  rows.rows_pinned_max = 2 * limits.step_tokens_max;
+  rows.rows_pinned_max = 2 * limits.step_tokens_max + kProbeRows;
   return rows;
 }
 
@@ -244,6 +246,69 @@ void PerLayerInputs::Abandon(absl::Span<Chunk> chunks) {
     Release(chunk.rows);
     chunk.rows = storage::RowTicket();
   }
+}
+
+void PerLayerInputs::ProbeFlash() {
+  if (store_ == nullptr) {
+    return;
+  }
+  if (probe_.valid()) {
+    if (!store_->Ready(probe_)) {
+      return;  // the device still has to answer the last one
+    }
+    store_->Release(probe_);
+    probe_ = storage::RowTicket();
+  }
+  storage::RowId rows[kProbeRows];
+  for (storage::RowId& row : rows) {
+    row.row = probe_rows_() % static_cast<uint64_t>(config_.ple_rows);
+  }
+  if (const auto ticket = store_->SubmitFresh(absl::MakeConstSpan(rows)); ticket.ok()) {
+    probe_ = *ticket;
+  }
+}
+
+std::vector<int32_t> PerLayerInputs::HotTokens(size_t tokens_max) const {
+  std::vector<int32_t> tokens;
+  if (store_ != nullptr) {
+    for (const storage::RowId& row : store_->HotRows(tokens_max)) {
+      tokens.push_back(static_cast<int32_t>(row.row));
+    }
+  }
+  return tokens;
+}
+
+int PerLayerInputs::Warm(absl::Span<const int32_t> tokens, absl::Duration time_max) {
+  if (store_ == nullptr) {
+    return 0;
+  }
+  const auto deadline = std::chrono::steady_clock::now() + absl::ToChronoNanoseconds(time_max);
+  int warm = 0;
+  // The most valued last, since a row's place in the cache follows from when it came.
+  for (size_t end = tokens.size(); end > 0 && std::chrono::steady_clock::now() < deadline;) {
+    const size_t begin = end - std::min(end, row_ids_.capacity());
+    row_ids_.clear();
+    for (size_t i = end; i > begin; --i) {
+      if (tokens[i - 1] >= 0 && tokens[i - 1] < config_.ple_rows) {
+        row_ids_.push_back(static_cast<uint64_t>(tokens[i - 1]));
+      }
+    }
+    end = begin;
+    // Twice: a row that is asked for once might be one of a long prompt's, and would be the first to go.
+    for (int use = 0; use < 2; ++use) {
+      const auto ticket = store_->Submit(0, row_ids_);
+      if (!ticket.ok()) {
+        return warm;
+      }
+      const bool good = store_->Wait(*ticket).ok();
+      store_->Release(*ticket);
+      if (!good) {
+        return warm;
+      }
+    }
+    warm += static_cast<int>(row_ids_.size());
+  }
+  return warm;
 }
 
 storage::RowStoreStats PerLayerInputs::Stats() const {

@@ -13,6 +13,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "engine/model/aligned_buffer.h"
 #include "engine/model/config.h"
@@ -71,6 +72,11 @@ class PerLayerInputs {
     return layer < common_layers_ ? common_.data() + (int64_t{index} * common_layers_ + layer) * width_
                                   : rest_.data() + (int64_t{index} * rest_layers_ + layer - common_layers_) * width_;
   }
+
+  // As in DecoderModel.
+  void ProbeFlash();
+  std::vector<int32_t> HotTokens(size_t tokens_max) const;
+  int Warm(absl::Span<const int32_t> tokens, absl::Duration time_max);
 
   storage::RowStoreStats Stats() const;
   uint64_t resident_table_bytes() const { return resident_.bytes(); }
