@@ -64,8 +64,10 @@ void AddModelOptions(CLI::App& app, ModelFlags& flags) {
   Add(app, "reader", flags.reader, "How rows are read from flash; auto falls back to pread where io_uring is refused")
       ->check(CLI::IsMember({"auto", "uring", "pread"}));
   Add(app, "queue-depth", flags.queue_depth,
-      "Device reads in flight; 0 = what storage-test found for this device, else 32")
+      "Device reads in flight; 0 = what storage-test or an earlier start found best for this device")
       ->check(CLI::Range(0, 4096));
+  AddFlag(app, "submission-polling", flags.submission_polling,
+          "Let a kernel thread submit reads (io_uring's SQPOLL): spares system calls, costs a core while reads go on");
   AddFlag(app, "buffered-reads", flags.buffered_reads, "Read through the page cache instead of O_DIRECT");
   AddFlag(app, "table-resident", flags.table_resident,
           "Keep the per-layer embedding table in DRAM (for comparison; needs gigabytes)");
@@ -156,7 +158,11 @@ absl::StatusOr<ModelHostOptions> Resolve(const ModelFlags& flags) {
   } else if (const auto device = LoadDeviceProfile(DefaultDeviceStatePath(), flags.model); device.ok()) {
     decoder.rows.queue_depth = device->queue_depth;
     decoder.rows.merge_gap_bytes = device->merge_gap_bytes;
+  } else {
+    options.measure_device = true;
+    options.device_state_path = DefaultDeviceStatePath();
   }
+  decoder.rows.submission_polling = flags.submission_polling;
   decoder.rows.direct_io = !flags.buffered_reads;
   EMBERGATE_ASSIGN_OR_RETURN(decoder.rows.cache_bytes, Size("--row-cache", flags.row_cache, 0, kHuge));
   if (flags.dram_budget == "auto") {

@@ -30,6 +30,7 @@ struct ModelFlags {
   std::string row_cache = "16MiB";
   std::string reader = "auto";
   int queue_depth = 0;
+  bool submission_polling = false;
   bool buffered_reads = false;
   bool table_resident = false;
   int step_tokens = 256;

@@ -2,6 +2,7 @@
 
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/status/status.h"
@@ -14,6 +15,7 @@
 #include "server/dram_plan.h"
 #include "server/hot_list.h"
 #include "storage/base/status_macros.h"
+#include "storage/device_profile.h"
 
 namespace embergate::server {
 namespace {
@@ -58,6 +60,36 @@ std::vector<int32_t> EosIds(const storage::GgufFile& file, const engine::Tokeniz
     ids.push_back(static_cast<int32_t>(id));
   }
   return ids;
+}
+
+// The device under the table is not known yet: a second tells how many reads it wants at once.
+void MeasureDeviceOnce(const storage::GgufFile& file, const std::string& state_path, storage::RowStoreOptions* rows) {
+  const storage::GgufTensor* table = file.FindTensor(engine::gguf::kPerLayerTokenEmbd);
+  if (table == nullptr) {
+    return;
+  }
+  const std::string& path = file.shard_path(table->shard);
+  storage::DeviceTestOptions test;
+  test.reader = rows->reader;
+  test.read_bytes = static_cast<uint32_t>(std::min<uint64_t>(table->row_bytes() + 512, 1u << 20));
+  test.seconds_per_depth = 0.1;
+  const absl::StatusOr<storage::DeviceProfile> profile =
+      storage::MeasureDevice(path, table->file_offset, table->bytes, test);
+  if (!profile.ok()) {  // a table too small to measure, or a device that the row store will complain about
+    spdlog::debug("device not measured: {}", std::string(profile.status().message()));
+    return;
+  }
+  rows->queue_depth = profile->queue_depth;
+  rows->merge_gap_bytes = profile->merge_gap_bytes;
+  spdlog::info(
+      "flash measured (embergate storage-test does so at length): {:.0f} us for one read, best with {} at once",
+      profile->depths.front().latency_us_mean, profile->queue_depth);
+  if (state_path.empty()) {
+    return;
+  }
+  if (const absl::Status saved = SaveDeviceProfile(state_path, path, *profile); !saved.ok()) {
+    spdlog::info("not kept for the next start: {}", std::string(saved.message()));
+  }
 }
 
 }  // namespace
@@ -106,9 +138,13 @@ absl::StatusOr<std::unique_ptr<ModelHost>> ModelHost::Load(const ModelHostOption
     spdlog::warn("{} has no tokenizer: requests must give token ids, and answers have no text", path);
   }
 
-  EMBERGATE_RETURN_IF_ERROR(InFile(path, CheckDramBudget(*host->file_, *info, options, tokenizer_bytes)));
+  ModelHostOptions planned = options;  // with what the device wants, which costs DRAM as well
+  if (options.measure_device && !options.decoder.table_resident) {
+    MeasureDeviceOnce(*host->file_, options.device_state_path, &planned.decoder.rows);
+  }
+  EMBERGATE_RETURN_IF_ERROR(InFile(path, CheckDramBudget(*host->file_, *info, planned, tokenizer_bytes)));
   host->pool_ = std::make_unique<engine::ThreadPool>(options.threads);
-  engine::DecoderOptions decoder = options.decoder;
+  engine::DecoderOptions decoder = planned.decoder;
   decoder.dram_budget_bytes = 0;  // it was checked as a whole
   absl::StatusOr<std::unique_ptr<engine::DecoderModel>> model =
       engine::DecoderModel::Load(*host->file_, decoder, *host->pool_, progress);

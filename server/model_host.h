@@ -24,6 +24,10 @@ struct ModelHostOptions {
   // The server's own bounds, for the DRAM budget.
   uint64_t transport_bytes_max = 0;  // gRPC's buffers
   uint64_t pending_bytes_max = 0;    // answer that waits for a slow client, per stream
+  // Unless a depth was asked for or is known: measures the device for about a second before loading, and keeps the
+  // result for later starts.
+  bool measure_device = false;
+  std::string device_state_path;  // where that is kept; empty = nowhere
 };
 
 // Owns all of it; destroyed in reverse order. Threads: Load by one; served() by any.
