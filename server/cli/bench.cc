@@ -13,6 +13,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/time/time.h"
 #include "engine/kernels/kernels.h"
 #include "engine/kernels/machine_limits.h"
 #include "nlohmann/json.hpp"
@@ -38,6 +39,7 @@ struct Flags {
   int context = 0;
   int tokens = 16;  // decode steps of one run
   int repeat = 5;
+  std::string inject_read_delay;
   bool profile = false;
   bool machine = true;
   bool json = false;
@@ -234,6 +236,16 @@ void Run(const Flags& flags) {
   options.slots_max = batch_max;
   options.kv_tokens_max = 0;
   options.step_tokens_max = std::max({flags.chunk, batch_max, 1});
+  if (!flags.inject_read_delay.empty()) {
+    absl::Duration delay;
+    if (!absl::ParseDuration(flags.inject_read_delay, &delay) || delay < absl::ZeroDuration() ||
+        delay > absl::Seconds(1)) {
+      FailCommand(kCommand, "--inject-read-delay: a time such as 2ms, of at most 1s, is wanted", 2);
+    }
+    storage::FaultOptions faults;
+    faults.delay_ns_min = faults.delay_ns_max = static_cast<uint64_t>(absl::ToInt64Nanoseconds(delay));
+    options.rows.test_hooks.faults = faults;
+  }
   LocalModel local = LoadLocalModel(kCommand, flags.model, options);
   engine::DecoderModel& model = *local.model;
   if (model.limits().context_max < options.context_max) {
@@ -350,6 +362,10 @@ void AddBench(CLI::App& app) {
   bench->add_option("--repeat", flags->repeat, "Runs of each case, after one that does not count")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
+  bench
+      ->add_option("--inject-read-delay", flags->inject_read_delay,
+                   "Hold the answer of every read back by this time, to imitate a slow device: 2ms is an SD card")
+      ->type_name("TIME");
   bench->add_flag("--profile", flags->profile, "Show where a step's time goes");
   bench->add_flag("!--no-machine", flags->machine, "Do not measure the machine's limits first");
   bench->add_flag("--json", flags->json, "One JSON object instead of the table");
