@@ -204,6 +204,14 @@ void AddFlash(const storage::RowStoreStats& stats, bool flash_healthy, Page& pag
   page.Gauge("embergate_flash_reads_waiting", "Device reads that wait for a place in flight.",
              static_cast<double>(stats.backlog));
   page.Gauge("embergate_flash_reads_in_flight", "Device reads under way.", static_cast<double>(stats.in_flight));
+  page.Gauge("embergate_flash_reads_in_flight_max", "Device reads that may be under way at once.",
+             static_cast<double>(stats.queue_depth));
+  page.Begin(MetricType::Gauge, "embergate_row_store_bytes", "DRAM of the row store, by part.");
+  page.Sample(static_cast<double>(stats.cache_bytes), {{"part", "cache"}});
+  page.Sample(static_cast<double>(stats.held_bytes), {{"part", "held_rows"}});
+  page.Sample(static_cast<double>(stats.buffer_bytes), {{"part", "read_buffers"}});
+  page.Sample(static_cast<double>(stats.checksum_bytes), {{"part", "checksums"}});
+  page.Sample(static_cast<double>(stats.other_bytes), {{"part", "other"}});
   page.Counter("embergate_flash_wait_seconds_total", "Time that somebody waited for rows.", Seconds(stats.stall_ns));
   page.Histogram("embergate_flash_read_latency_seconds", "Device reads, submission to completion.",
                  storage::LatencyHistogram::kBoundsNs, stats.read_latency.counts, 1e-9,

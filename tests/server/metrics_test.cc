@@ -2,6 +2,7 @@
 #include "server/metrics.h"
 
 #include <map>
+#include <set>
 #include <sstream>
 #include <string>
 
@@ -12,6 +13,7 @@
 #include "gtest/gtest.h"
 #include "tests/server/scripted_server.h"
 #include "tests/support/server_process.h"
+#include "tests/support/temp_folder.h"
 
 namespace embergate::server {
 namespace {
@@ -105,11 +107,39 @@ TEST(MetricsTest, PageHasTheDocumentedSeries) {
                              "embergate_flash_read_latency_seconds_count",
                              "embergate_flash_wait_seconds_total",
                              "embergate_flash_reads_in_flight",
+                             "embergate_flash_read_batches_total",
+                             "embergate_flash_healthy",
+                             R"(embergate_row_store_bytes{part="held_rows"})",
                              "embergate_flash_retries_total",
                              R"(embergate_flash_errors_total{kind="checksum"})",
                              "process_cpu_seconds_total",
                              "process_start_time_seconds"}) {
     has(series);
+  }
+}
+
+// Every family about flash and rows has its line in deploy/metrics.md, and every name there exists.
+TEST(MetricsTest, FlashMetricsAreDocumented) {
+  ScriptedServer server;
+  const Metrics metrics(server.server().lifecycle(), server.server().stats());
+  const std::string text = test::ReadFile(EMBERGATE_SOURCE_DIR "/deploy/metrics.md");
+  std::set<std::string> documented;
+  for (size_t begin = text.find("\n| `"); begin != std::string::npos; begin = text.find("\n| `", begin + 1)) {
+    const std::string cell = text.substr(begin, text.find(" | ", begin + 2) - begin);
+    for (size_t name = cell.find('`'); name != std::string::npos; name = cell.find('`', cell.find('`', name + 1) + 1)) {
+      documented.insert(cell.substr(name + 1, cell.find_first_of("`{", name + 1) - name - 1));
+    }
+  }
+  std::set<std::string> exported;
+  for (const prometheus::MetricFamily& family : metrics.Collect()) {
+    exported.insert(family.name);
+    if (absl::StartsWith(family.name, "embergate_flash") || absl::StartsWith(family.name, "embergate_row")) {
+      EXPECT_EQ(documented.count(family.name), 1u) << family.name;
+    }
+  }
+  EXPECT_GT(documented.size(), 20u);
+  for (const std::string& name : documented) {
+    EXPECT_EQ(exported.count(name), 1u) << name;
   }
 }
 
