@@ -95,6 +95,7 @@ class EngineImpl : public Engine {
                                                *shape, sink, tokenizer_);
     sequence->submitted_ns = now;
     sequence->deadline_ns = deadline_ns;
+    sequence->prefix_scope = options_.share_prefixes ? 0 : sequence->id;
     const RequestId id = sequence->id;
     {
       std::lock_guard<std::mutex> lock(mutex_);

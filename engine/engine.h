@@ -30,10 +30,11 @@ struct EngineOptions {
   // what the step holds. Smaller chunks keep streams smooth and make prompts slower. The default is about two plain
   // decode steps of the smallest model on a small board.
   absl::Duration itl_target = absl::Milliseconds(200);
-  int waiting_read_ahead = 2;           // waiting requests whose first chunk's rows are read already
-  int top_logprobs_max = 1024;          // alternatives per position
-  bool own_thread = true;               // false: tests call StepOnce
-  const Clock* clock = nullptr;         // borrowed; null = the real one
+  int waiting_read_ahead = 2;    // waiting requests whose first chunk's rows are read already
+  int top_logprobs_max = 1024;   // alternatives per position
+  bool share_prefixes = true;    // requests share keys and values of equal token prefixes; false: none but their own
+  bool own_thread = true;        // false: tests call StepOnce
+  const Clock* clock = nullptr;  // borrowed; null = the real one
   const EnergyMeter* energy = nullptr;  // borrowed; null = receipts say nothing of energy
 };
 
@@ -61,6 +62,7 @@ struct EngineStats {
   int64_t waiting_tokens = 0;  // prompt tokens of the waiting
   int64_t waiting_bytes = 0;   // DRAM that the waiting hold
   int64_t kv_tokens_free = 0;
+  PrefixCacheStats prefix_cache;
   int prefill_budget = 0;  // prompt tokens that a step may compute beside streams at the moment
   SecondsHistogram queue_seconds;
   SecondsHistogram ttft_seconds;  // accepted to first token

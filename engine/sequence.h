@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/types/span.h"
 #include "engine/model/language_model.h"
 #include "engine/request.h"
 #include "engine/scheduler.h"
@@ -54,6 +55,12 @@ struct Sequence {
   WaitingRequest AsWaiting() const;
   // Its slot was taken from it: what it has to compute again, and what not to give out again.
   void SetAside(int64_t now_ns);
+  // Its first tokens, whose keys and values may come from elsewhere: all but the last, which has to be computed for its
+  // logits; none if the logits of all are wanted.
+  absl::Span<const int32_t> Reusable() const {
+    const size_t count = request.prompt_logprobs || tokens.empty() ? 0 : tokens.size() - 1;
+    return absl::MakeConstSpan(tokens).first(count);
+  }
   bool samples() const { return shape.tokens_max > 0; }
   bool prefilling() const { return computed < prefill_end; }
   int generated() const { return static_cast<int>(tokens.size()) - shape.prompt_tokens; }
@@ -71,6 +78,7 @@ struct Sequence {
   int prefill_end = 0;
   int logprobs_done = 0;  // positions below it have given their prompt log-probabilities already
   int slot = -1;
+  uint64_t prefix_scope = 0;  // sequences of one scope share prefixes
   uint64_t served_step = 0;
   AheadRows ahead;
   double order_tag = 0;  // of FairOrder

@@ -115,13 +115,14 @@ bool StepLoop::Admit() {
   EndCancelledAndLate();
   Preempt();
   Plan(&plan_);
-  if (!OpenSlots()) {
-    Plan(&plan_);  // the model had less room than it said: plan again for those that have a slot
+  while (!OpenSlots()) {
+    Plan(&plan_);  // the model had less room than it said, or a prompt's beginning already
   }
   stats_.waiting = waiting();
   stats_.waiting_tokens = waiting_tokens_;
   stats_.running = static_cast<int>(running_.size());
   stats_.kv_tokens_free = model_.FreeKvTokens();
+  stats_.prefix_cache = model_.PrefixStats();
   return !plan_.chunks.empty() || !retired_.empty();
 }
 
@@ -234,7 +235,9 @@ bool StepLoop::OpenSlots() {
   for (int i = 0; i < plan_.admitted; ++i) {
     Sequence& sequence = *waiting_[static_cast<size_t>(i)];
     const int slot = free_slots_.back();
-    const absl::Status status = model_.OpenSlot(slot, sequence.shape.kv_tokens);
+    const absl::StatusOr<int> reused =
+        model_.OpenSlotWithPrefix(slot, sequence.shape.kv_tokens, sequence.Reusable(), sequence.prefix_scope);
+    const absl::Status& status = reused.status();
     if (absl::IsResourceExhausted(status) && free_slots_.size() < static_cast<size_t>(limits_.slots_max)) {
       all = false;  // it goes on waiting until a running sequence has given its KV back
       plan_.admitted = i;
@@ -249,6 +252,9 @@ bool StepLoop::OpenSlots() {
     free_slots_.pop_back();
     sequence.slot = slot;
     sequence.served_step = step_ + 1;
+    sequence.computed = *reused;
+    sequence.receipt.cached_tokens = *reused;
+    all = all && *reused == 0;  // the plan counted on more to compute
     sequence.tokens.reserve(static_cast<size_t>(sequence.shape.prompt_tokens) +
                             static_cast<size_t>(sequence.shape.tokens_max));
     if (sequence.receipt.preemptions == 0) {
@@ -338,9 +344,10 @@ void StepLoop::ReadAhead() {
   const size_t ahead = std::min(waiting_.size(), static_cast<size_t>(options_.waiting_read_ahead));
   for (size_t i = 0; i < ahead; ++i) {
     const WaitingRequest shape = waiting_[i]->AsWaiting();
-    const int count = std::min(shape.prefill_tokens, options_.prefill_chunk_max);
-    const bool last = shape.last_logits && count == shape.prefill_tokens;
-    AskForRows(*waiting_[i], 0, count,
+    const int cached = model_.CachedPrefix(waiting_[i]->Reusable(), waiting_[i]->prefix_scope);
+    const int count = std::min(shape.prefill_tokens - cached, options_.prefill_chunk_max);
+    const bool last = shape.last_logits && cached + count == shape.prefill_tokens;
+    AskForRows(*waiting_[i], cached, count,
                shape.all_logits ? LogitsWanted::kAll
                : last           ? LogitsWanted::kLast
                                 : LogitsWanted::kNone);
@@ -419,6 +426,7 @@ void StepLoop::Compute() {
   Observe(static_cast<double>(step_ns) * 1e-9, &stats_.step_seconds);
   stats_.running = static_cast<int>(running_.size());
   stats_.kv_tokens_free = model_.FreeKvTokens();
+  stats_.prefix_cache = model_.PrefixStats();
   stats_.prefill_budget = pace_.budget();
 }
 

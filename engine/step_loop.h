@@ -72,7 +72,8 @@ class StepLoop {
   void Preempt();
   void SetAside(int running_index, int64_t now);
   void Enqueue(std::unique_ptr<Sequence> sequence);  // where its tag puts it
-  // Gives slots to the admitted. False when the model refused one that the plan counted on.
+  // Gives slots to the admitted. False when the plan is not good any more: the model refused one that it counted on,
+  // or the beginning of a prompt need not be computed.
   bool OpenSlots();
   void Start(Sequence& sequence, int64_t now);
   void Resume(Sequence& sequence, int64_t now);

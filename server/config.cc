@@ -60,6 +60,10 @@ void AddModelOptions(CLI::App& app, ModelFlags& flags) {
       ->check(CLI::Range(int64_t{0}, int64_t{1} << 32));
   Add(app, "kv-type", flags.kv_type, "Element type of the attention cache")
       ->check(CLI::IsMember({"auto", "f32", "f16", "q8_0", "q4_0"}));
+  Add(app, "prefix-cache", flags.prefix_cache,
+      "DRAM for the attention cache of prompts to come that begin like past ones, besides what running requests leave "
+      "unused; off = compute every prompt")
+      ->type_name("SIZE");
   Add(app, "row-cache", flags.row_cache, "DRAM for recently used embedding rows")->type_name("SIZE");
   Add(app, "reader", flags.reader, "How rows are read from flash; auto falls back to pread where io_uring is refused")
       ->check(CLI::IsMember({"auto", "uring", "pread"}));
@@ -149,6 +153,11 @@ absl::StatusOr<ModelHostOptions> Resolve(const ModelFlags& flags) {
     if (flags.kv_type == candidate.name) {
       decoder.kv_type = candidate.type;
     }
+  }
+  decoder.prefix_cache = flags.prefix_cache != "off";
+  options.engine.share_prefixes = decoder.prefix_cache;
+  if (decoder.prefix_cache) {
+    EMBERGATE_ASSIGN_OR_RETURN(decoder.prefix_cache_bytes, Size("--prefix-cache", flags.prefix_cache, 0, kHuge));
   }
   decoder.rows.reader = flags.reader == "uring"   ? storage::ReaderKind::kUring
                         : flags.reader == "pread" ? storage::ReaderKind::kPread

@@ -27,6 +27,7 @@ struct ModelFlags {
   std::string queue_bytes = "16MiB";
   int64_t kv_tokens = 0;
   std::string kv_type = "auto";
+  std::string prefix_cache = "64MiB";
   std::string row_cache = "16MiB";
   std::string reader = "auto";
   int queue_depth = 0;

@@ -68,6 +68,9 @@ std::vector<Reduction> Reductions(const ModelHostOptions& options, const engine:
   if (decoder.rows.cache_bytes > (4u << 20)) {
     add("--row-cache 4MiB", [](ModelHostOptions& o) { o.decoder.rows.cache_bytes = 4u << 20; });
   }
+  if (decoder.prefix_cache_bytes > 0) {
+    add("--prefix-cache 0", [](ModelHostOptions& o) { o.decoder.prefix_cache_bytes = 0; });
+  }
   if (options.engine.waiting_bytes_max > (4 << 20)) {
     add("--queue-bytes 4MiB", [](ModelHostOptions& o) { o.engine.waiting_bytes_max = 4 << 20; });
   }

@@ -141,6 +141,19 @@ void AddEngine(const ServedModel& model, const engine::EngineStats& stats, Page&
   page.Gauge("embergate_num_requests_running_max", "Requests that can be computed at once.", model.limits.slots_max);
   page.Gauge("embergate_kv_tokens_free", "Positions that the attention cache could still reserve.",
              static_cast<double>(stats.kv_tokens_free));
+  const engine::PrefixCacheStats& prefix = stats.prefix_cache;
+  page.Counter("embergate_prefix_cache_lookups_total", "Sequences that looked for their prompt in the prefix cache.",
+               static_cast<double>(prefix.lookups));
+  page.Counter("embergate_prefix_cache_hits_total", "Of these, those that found a part of it or all.",
+               static_cast<double>(prefix.hits));
+  page.Counter("embergate_prefix_cache_tokens_reused_total", "Prompt tokens that were not computed again.",
+               static_cast<double>(prefix.tokens_reused));
+  page.Counter("embergate_prefix_cache_evicted_blocks_total", "Blocks of 32 tokens given up for others.",
+               static_cast<double>(prefix.blocks_evicted));
+  page.Gauge("embergate_prefix_cache_tokens", "Tokens cached besides those of running requests.",
+             static_cast<double>(prefix.tokens_cached));
+  page.Gauge("embergate_prefix_cache_bytes", "Attention cache memory that holds them.",
+             static_cast<double>(prefix.bytes_cached));
   page.Gauge("embergate_prefill_budget_tokens", "Prompt tokens that a step may compute beside streams at present.",
              stats.prefill_budget);
   page.Histogram("embergate_step_seconds", "One pass of the step loop that computed something.",

@@ -83,6 +83,8 @@ KvLimits KvLimitsFor(const storage::GgufFile& file, const ModelConfig& config, c
   kv.tokens_max = options.kv_tokens_max;
   kv.step_tokens_max = limits.step_tokens_max;
   kv.type = KvTensorType(file, config, options.kv_type);
+  kv.keep_prefixes = options.prefix_cache;
+  kv.prefix_bytes = options.prefix_cache_bytes;
   return kv;
 }
 
@@ -104,9 +106,12 @@ absl::StatusOr<std::vector<MemoryPart>> PlanParts(const storage::GgufFile& file,
   EMBERGATE_ASSIGN_OR_RETURN(const ModelLimits limits, LimitsFor(config, options));
   std::vector<MemoryPart> parts;
   parts.push_back({"weights", summary.resident_bytes});
-  EMBERGATE_ASSIGN_OR_RETURN(const uint64_t kv_bytes,
+  EMBERGATE_ASSIGN_OR_RETURN(const KvCache::Bytes kv_bytes,
                              KvCache::BytesFor(config, KvLimitsFor(file, config, options, limits)));
-  parts.push_back({"kv_cache", kv_bytes});
+  parts.push_back({"kv_cache", kv_bytes.slots});
+  if (kv_bytes.prefixes > 0) {
+    parts.push_back({"prefix_cache", kv_bytes.prefixes});
+  }
   uint64_t scratch = Activations::BytesFor(config, limits.step_tokens_max, limits.context_max, workers);
   scratch += Activations::InputBytesFor(config, limits.step_tokens_max, workers);
   if (config.ple_width > 0) {
@@ -144,11 +149,11 @@ absl::Status CheckBudget(const std::vector<MemoryPart>& parts, const DecoderOpti
   for (const MemoryPart& part : parts) {
     lines.push_back(absl::StrCat(part.name, " ", Mebibytes(part.bytes)));
   }
-  return absl::ResourceExhaustedError(
-      absl::StrCat("the DRAM budget of ", Mebibytes(options.dram_budget_bytes), " cannot hold this model: ",
-                   absl::StrJoin(lines, ", "), ", the process itself ", Mebibytes(options.dram_reserved_bytes),
-                   "; the smallest budget that would do with these settings is ", Mebibytes(needed), " (", needed,
-                   " bytes); a smaller context, fewer slots, fewer tokens per step or a smaller row cache lower it"));
+  return absl::ResourceExhaustedError(absl::StrCat(
+      "the DRAM budget of ", Mebibytes(options.dram_budget_bytes), " cannot hold this model: ",
+      absl::StrJoin(lines, ", "), ", the process itself ", Mebibytes(options.dram_reserved_bytes),
+      "; the smallest budget that would do with these settings is ", Mebibytes(needed), " (", needed,
+      " bytes); a smaller context, fewer slots, fewer tokens per step, a smaller row cache or prefix cache lower it"));
 }
 
 absl::Status CheckRopeFactors(const storage::GgufFile& file, const Weights& weights) {
@@ -204,13 +209,17 @@ class GgufDecoderModel : public DecoderModel {
         count > kv_->reserved(slot) - slots_[slot].length) {
       return absl::InvalidArgumentError(absl::StrCat("slot ", slot, " has no room for ", count, " more positions"));
     }
+    EMBERGATE_RETURN_IF_ERROR(kv_->Skip(slot, slots_[slot].length, count));
     slots_[slot].length += count;
     return absl::OkStatus();
   }
   void SetProbe(const Probe* probe) override { probe_ = probe; }
 
   std::vector<MemoryPart> Memory() const override {
-    std::vector<MemoryPart> parts = {{"weights", weight_bytes_}, {"kv_cache", kv_->bytes()}};
+    std::vector<MemoryPart> parts = {{"weights", weight_bytes_}, {"kv_cache", kv_->bytes().slots}};
+    if (kv_->bytes().prefixes > 0) {
+      parts.push_back({"prefix_cache", kv_->bytes().prefixes});
+    }
     if (ple_->resident_table_bytes() > 0) {
       parts.push_back({"table", ple_->resident_table_bytes()});
     } else if (config_.ple_width > 0) {
@@ -227,6 +236,18 @@ class GgufDecoderModel : public DecoderModel {
     slots_[slot] = SlotState();
     return absl::OkStatus();
   }
+  absl::StatusOr<int> OpenSlotWithPrefix(int slot, int tokens_max, absl::Span<const int32_t> tokens,
+                                         uint64_t scope) override {
+    EMBERGATE_ASSIGN_OR_RETURN(const int reused, kv_->OpenSlotWithPrefix(slot, tokens_max, tokens, scope));
+    slots_[slot] = SlotState();
+    slots_[slot].length = reused;
+    return reused;
+  }
+  bool reuses_prefixes() const override { return true; }
+  int CachedPrefix(absl::Span<const int32_t> tokens, uint64_t scope) const override {
+    return kv_->CachedPrefix(tokens, scope);
+  }
+  PrefixCacheStats PrefixStats() const override { return kv_->prefix_stats(); }
   void CloseSlot(int slot) override { kv_->CloseSlot(slot); }
   int64_t FreeKvTokens() const override { return kv_->FreeTokens(); }
   uint64_t SlotKvBytes(int slot) const override { return kv_->SlotBytes(slot); }
@@ -245,6 +266,9 @@ class GgufDecoderModel : public DecoderModel {
     const uint64_t wait_before = profile_.ns[static_cast<int>(StepOp::kRowWait)];
     profile_.Start();
     absl::Status status = BuildBatch(chunks, logits.size());
+    for (size_t i = 0; status.ok() && i < chunks.size(); ++i) {
+      status = kv_->Extend(chunks[i].slot, chunks[i].start, static_cast<int>(chunks[i].tokens.size()));
+    }
     if (status.ok()) {
       Compute(chunks, logits.data());
     }
@@ -341,6 +365,11 @@ class GgufDecoderModel : public DecoderModel {
       SlotState& slot = slots_[chunk.slot];
       slot.length = chunk.start + static_cast<int>(chunk.tokens.size());
       slot.failed = !chunk.status.ok();
+      if (slot.failed) {
+        kv_->Spoil(chunk.slot);
+      } else {
+        kv_->Commit(chunk.slot, chunk.tokens);
+      }
     }
   }
 

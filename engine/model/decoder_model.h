@@ -31,6 +31,10 @@ struct DecoderOptions {
   int step_tokens_max = 256;  // tokens of one step, all sequences together
   int logit_rows_max = 0;     // positions with logits per step; 0 = slots_max
   KvType kv_type = KvType::kAuto;
+  // Keep the keys and values of sequences that have ended, to reuse those of equal token prefixes: in the pages that
+  // open slots have not reserved, and in `prefix_cache_bytes` besides that are for nothing else.
+  bool prefix_cache = true;
+  uint64_t prefix_cache_bytes = 0;
   bool table_resident = false;     // keep the per-layer embedding table in DRAM (for comparisons; needs gigabytes)
   storage::RowStoreOptions rows;   // its ticket and row bounds follow from the limits above
   uint64_t dram_budget_bytes = 0;  // 0 = none. Load refuses a model whose Plan, plus `dram_reserved_bytes`, exceeds it

@@ -57,6 +57,16 @@ struct StepTimes {
   uint64_t row_wait_ns = 0;  // computing waited for flash
 };
 
+// Reuse of the keys and values of token prefixes. Counters since start, then gauges.
+struct PrefixCacheStats {
+  uint64_t lookups = 0;        // sequences that asked
+  uint64_t hits = 0;           // of these, those that had to compute less than all
+  uint64_t tokens_reused = 0;  // not computed again
+  uint64_t blocks_evicted = 0;
+  int64_t tokens_cached = 0;  // held for sequences to come; what running ones hold is not counted
+  uint64_t bytes_cached = 0;
+};
+
 // Threads: everything is called by the engine thread, but limits() and Memory() by any.
 class LanguageModel {
  public:
@@ -67,6 +77,18 @@ class LanguageModel {
   // Reserves KV for `tokens_max` positions. RESOURCE_EXHAUSTED when the pool cannot hold them now,
   // INVALID_ARGUMENT when it never could.
   virtual absl::Status OpenSlot(int slot, int tokens_max) = 0;
+  // OpenSlot for a sequence that begins with `tokens` and may share keys and values with others of its `scope`, running
+  // or gone, token for token the same. Returns how many of the tokens, from the front, are in the slot already: the
+  // first chunk starts there. It may be all of them; a caller that wants logits of the last one leaves that one out.
+  // Logits do not depend on it.
+  virtual absl::StatusOr<int> OpenSlotWithPrefix(int slot, int tokens_max, absl::Span<const int32_t> /*tokens*/,
+                                                 uint64_t /*scope*/) {
+    const absl::Status status = OpenSlot(slot, tokens_max);
+    return status.ok() ? absl::StatusOr<int>(0) : status;
+  }
+  // What OpenSlotWithPrefix would return now.
+  virtual int CachedPrefix(absl::Span<const int32_t> /*tokens*/, uint64_t /*scope*/) const { return 0; }
+  virtual PrefixCacheStats PrefixStats() const { return {}; }
   virtual void CloseSlot(int slot) = 0;
   // Positions that could be reserved now, for admission.
   virtual int64_t FreeKvTokens() const = 0;

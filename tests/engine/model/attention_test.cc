@@ -50,6 +50,7 @@ TEST_P(AttentionTest, EqualsTheDefinition) {
     }
     std::vector<float> out(kTokens * width), again(width);
     for (int start = 0; start < kTokens; start += kStep) {
+      ASSERT_TRUE(kv.Extend(1, start, kStep).ok());
       std::vector<StepToken> tokens;
       for (int t = start; t < start + kStep; ++t) {
         kv.Store(layer.kv_source, 1, t, k.data() + t * kv_width, v.data() + t * kv_width);
