@@ -10,6 +10,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/admission.h"
+#include "engine/completion_group.h"
 #include "engine/request_check.h"
 #include "engine/retry_after.h"
 #include "engine/retry_estimator.h"
@@ -85,30 +86,52 @@ class EngineImpl : public Engine {
       ++refused_;
       return shape.status();
     }
+    if (request.completions > options_.waiting_max + limits_.model.slots_max) {
+      return absl::InvalidArgumentError(absl::StrCat("completions is ", request.completions, "; at most ",
+                                                     options_.waiting_max + limits_.model.slots_max,
+                                                     " fit in the queue and the slots"));
+    }
     const int64_t now = clock_.NowNs();
     int64_t deadline_ns = INT64_MAX;
     if (request.deadline != absl::InfiniteFuture()) {
       const int64_t left = absl::ToInt64Nanoseconds(request.deadline - clock_.WallNow());
       deadline_ns = left > INT64_MAX - now ? INT64_MAX : now + left;
     }
-    auto sequence = std::make_unique<Sequence>(next_id_.fetch_add(1, std::memory_order_relaxed), std::move(request),
-                                               *shape, sink, tokenizer_);
-    sequence->submitted_ns = now;
-    sequence->deadline_ns = deadline_ns;
-    sequence->prefix_scope = options_.share_prefixes ? 0 : sequence->id;
-    const RequestId id = sequence->id;
+    const int completions = request.completions;
+    const RequestId id = next_id_.fetch_add(static_cast<RequestId>(completions), std::memory_order_relaxed);
+    std::unique_ptr<CompletionGroup> group;
+    if (completions > 1) {
+      group = std::make_unique<CompletionGroup>(completions, sink);
+    }
+    std::vector<std::unique_ptr<Sequence>> sequences;
+    for (int i = 0; i < completions; ++i) {
+      auto sequence = std::make_unique<Sequence>(
+          id + static_cast<RequestId>(i), group == nullptr ? std::move(request) : CompletionGroup::Part(request, i),
+          *shape, group == nullptr ? sink : group->sink(i), tokenizer_);
+      sequence->submitted_ns = now;
+      sequence->deadline_ns = deadline_ns;
+      sequence->group = id;
+      sequence->prefix_scope = options_.share_prefixes ? 0 : id;
+      if (group != nullptr) {
+        group->set_cancelled(i, &sequence->cancelled);
+      }
+      sequences.push_back(std::move(sequence));
+    }
     {
       std::lock_guard<std::mutex> lock(mutex_);
-      const absl::Status room = Room(*sequence, now);
+      const absl::Status room = Room(*sequences.back(), completions, now);
       if (!room.ok()) {
         ++refused_;
         return room;
       }
       ++accepted_;
-      inbox_tokens_ += shape->prompt_tokens;
-      inbox_bytes_ += sequence->bytes;
-      by_id_.emplace(id, sequence.get());
-      inbox_.push_back(std::move(sequence));
+      for (auto& sequence : sequences) {
+        inbox_tokens_ += shape->prompt_tokens;
+        inbox_bytes_ += sequence->bytes;
+        by_id_.emplace(sequence->id, sequence.get());
+        inbox_.push_back(std::move(sequence));
+      }
+      (void)group.release();  // its own from now on
     }
     wake_.notify_all();
     return id;
@@ -116,10 +139,12 @@ class EngineImpl : public Engine {
 
   void Cancel(RequestId id) override {
     std::lock_guard<std::mutex> lock(mutex_);
-    const auto it = by_id_.find(id);
-    if (it != by_id_.end()) {
-      it->second->cancelled.store(true, std::memory_order_relaxed);
-      wake_.notify_all();
+    for (RequestId part = id; part < id + kCompletionsMax; ++part) {
+      const auto it = by_id_.find(part);
+      if (it != by_id_.end() && it->second->group == id) {
+        it->second->cancelled.store(true, std::memory_order_relaxed);
+        wake_.notify_all();
+      }
     }
   }
 
@@ -210,16 +235,19 @@ class EngineImpl : public Engine {
   }
 
  private:
-  // Whether the queue takes another request. Called with the lock.
-  absl::Status Room(const Sequence& sequence, int64_t now) {
+  // Whether the queue takes so many more sequences like this one. Called with the lock.
+  absl::Status Room(const Sequence& sequence, int sequences, int64_t now) {
     if (draining_) {
       return WithRefusalReason(absl::UnavailableError("the server shuts down and takes no new requests"), "DRAINING");
     }
     const int slots_free = std::max(0, limits_.model.slots_max - published_.running);
     const int inbox = static_cast<int>(inbox_.size());
     const bool interactive = sequence.request.priority == Priority::kInteractive;
-    const QueueState queue = {published_.waiting + inbox, published_.waiting_tokens + inbox_tokens_,
-                              published_.waiting_bytes + inbox_bytes_};
+    const int others = sequences - 1;
+    const QueueState queue = {
+        published_.waiting + inbox + others,
+        published_.waiting_tokens + inbox_tokens_ + int64_t{others} * sequence.shape.prompt_tokens,
+        published_.waiting_bytes + inbox_bytes_ + others * sequence.bytes};
     const QueueLimits limits = {options_.waiting_max, options_.waiting_tokens_max, options_.waiting_bytes_max,
                                 limits_.model.slots_max, slots_free};
     const StopParams& stop = sequence.request.stop;
@@ -229,8 +257,8 @@ class EngineImpl : public Engine {
     arrival.bytes = sequence.bytes;
     arrival.tokens_certain = std::max(1, ends_early ? stop.tokens_min : sequence.shape.tokens_max);
     // An interactive request waits for no batch work, neither waiting nor running.
-    arrival.ahead = std::max(0, (interactive ? waiting_interactive_ : published_.waiting) + inbox + 1 - slots_free -
-                                    (interactive ? running_batch_ : 0));
+    arrival.ahead = std::max(0, (interactive ? waiting_interactive_ : published_.waiting) + inbox + sequences -
+                                    slots_free - (interactive ? running_batch_ : 0));
     arrival.left_ns = sequence.deadline_ns - now;
     arrival.since_departure_ns = std::max<int64_t>(0, now - retry_.last_departure_ns());
     const Speed speed = {prefill_token_.ns(), decode_step_.ns(), retry_.interval_ns()};

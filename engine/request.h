@@ -14,6 +14,8 @@ namespace embergate::engine {
 
 using RequestId = uint64_t;
 
+inline constexpr int kCompletionsMax = 16;
+
 // Applied in this order: penalties and bias, then temperature, then top_k, typical_p, top_p, min_p.
 struct SamplingParams {
   float temperature = 1.0f;         // 0 = greedy
@@ -51,6 +53,7 @@ enum class Priority { kInteractive, kBatch };
 
 struct GenerateRequest {
   std::vector<int32_t> prompt;  // ids, >= 1
+  int completions = 1;          // answers, 1 to kCompletionsMax, each with a random stream of its own
   SamplingParams sampling;
   StopParams stop;
   int top_logprobs = 0;  // alternatives per generated token, 0 = chosen token's log-probability only

@@ -94,6 +94,13 @@ absl::StatusOr<SequenceShape> CheckRequest(const GenerateRequest& request, const
     }
   }
 
+  if (request.completions < 1 || request.completions > kCompletionsMax) {
+    return Invalid("completions is ", request.completions, "; it must be 1 to ", kCompletionsMax);
+  }
+  if (request.completions > 1 && request.prompt_logprobs && request.stop.tokens_max == 0) {
+    return Invalid("completions is ", request.completions, ", but with stop.tokens_max 0 nothing is generated");
+  }
+
   SequenceShape shape;
   shape.prompt_tokens = static_cast<int>(prompt);
   const int wanted = request.stop.tokens_max;

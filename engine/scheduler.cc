@@ -142,6 +142,9 @@ void PlanStep(const SchedulerInput& input, StepPlan* plan) {
     return s.prefill_tokens > 0 && (s.all_logits || (s.last_logits && s.prefill_tokens == 1));
   };
   for (const RunningSequence& s : input.running) {
+    if (s.held) {
+      continue;
+    }
     decodes += s.prefill_tokens == 0 ? 1 : 0;
     prompts += s.prefill_tokens > 0 ? 1 : 0;
     prompts_at_row += at_row(s) ? 1 : 0;
@@ -150,7 +153,7 @@ void PlanStep(const SchedulerInput& input, StepPlan* plan) {
   const bool few_tokens = decodes + prompts > left.tokens || prompts > prompt_tokens_max;
   const bool few_rows = decodes + prompts_at_row > left.logit_rows;
   for (int i = 0; i < running; ++i) {
-    if (few_tokens || input.running[i].prefill_tokens == 0 || at_row(input.running[i])) {
+    if (!input.running[i].held && (few_tokens || input.running[i].prefill_tokens == 0 || at_row(input.running[i]))) {
       plan->order.push_back(i);
     }
   }
@@ -183,7 +186,7 @@ void PlanStep(const SchedulerInput& input, StepPlan* plan) {
   left.tokens = std::min(left.tokens, prompt_tokens_max - prompt_tokens);
   plan->order.clear();
   for (int i = 0; i < running + plan->admitted; ++i) {
-    if (sequence(i).prefill_tokens > 0) {
+    if (sequence(i).prefill_tokens > 0 && !sequence(i).held) {
       plan->order.push_back(i);
     }
   }

@@ -23,6 +23,7 @@ struct RunningSequence {
   bool all_logits = false;   // its prompt wants logits at every position (else only at the last, to sample from)
   bool last_logits = true;   // its last prompt position wants logits
   uint64_t served_step = 0;  // the last step that computed something for it, at first the one that admitted it
+  bool held = false;         // its prompt waits for another that computes the same tokens: nothing this step
   bool preemptible = false;  // may be set aside; it then computes its KV anew later
   int computed = 0;          // positions that would have to be computed again
   int64_t kv_tokens = 0;     // positions that setting it aside frees
@@ -61,7 +62,7 @@ struct StepPlan {
   std::vector<int> order;  // scratch of PlanStep
 };
 
-// Rules, in this order:
+// Rules, in this order, for all that are not held:
 //  1. Waiting requests get slots from the front while a slot and their KV are free; nobody overtakes.
 //  2. Decoding sequences get their token first, and prompts that cannot advance without a row of logits one token.
 //     If the limits are too small to serve everybody, the least recently served go first, all prompts among them.

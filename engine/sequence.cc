@@ -52,6 +52,7 @@ RunningSequence Sequence::AsRunning(int64_t now_ns) const {
   running.prefill_tokens = next.prefill_tokens;
   running.all_logits = next.all_logits;
   running.last_logits = next.last_logits;
+  running.held = held;
   running.served_step = served_step;
   running.preemptible = request.priority == Priority::kBatch && now_ns >= preemptible_ns;
   running.computed = computed;

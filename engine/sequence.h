@@ -79,6 +79,10 @@ struct Sequence {
   int logprobs_done = 0;  // positions below it have given their prompt log-probabilities already
   int slot = -1;
   uint64_t prefix_scope = 0;  // sequences of one scope share prefixes
+  uint64_t group = 0;         // id of answer 0 of its request
+  int reused = 0;             // positions that were in the KV cache when it got its slot
+  bool held = false;          // waits for another's prompt to be computed, to reuse it
+  double logprob_sum = 0;     // of its generated tokens; kept where there are several answers
   uint64_t served_step = 0;
   AheadRows ahead;
   double order_tag = 0;  // of FairOrder

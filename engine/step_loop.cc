@@ -11,6 +11,10 @@ namespace embergate::engine {
 namespace {
 
 constexpr double kBatchCost = 16;
+// A prompt waits for another one to compute at least so many tokens that they share. Less is done sooner than waited
+// for; answers of one request have nothing else to share.
+constexpr int kSharedMin = 64;
+constexpr int kSharedMinOfGroup = 4;
 
 double Seconds(int64_t from_ns, int64_t to_ns) { return static_cast<double>(to_ns - from_ns) * 1e-9; }
 
@@ -114,8 +118,10 @@ void StepLoop::Enqueue(std::unique_ptr<Sequence> sequence) {
 bool StepLoop::Admit() {
   EndCancelledAndLate();
   Preempt();
+  HoldFollowers();
   Plan(&plan_);
   while (!OpenSlots()) {
+    HoldFollowers();
     Plan(&plan_);  // the model had less room than it said, or a prompt's beginning already
   }
   stats_.waiting = waiting();
@@ -252,9 +258,8 @@ bool StepLoop::OpenSlots() {
     free_slots_.pop_back();
     sequence.slot = slot;
     sequence.served_step = step_ + 1;
-    sequence.computed = *reused;
-    sequence.receipt.cached_tokens = *reused;
-    all = all && *reused == 0;  // the plan counted on more to compute
+    TakeReused(sequence, *reused);
+    all = all && !model_.reuses_prefixes();  // the plan counted on all of it to be computed, and at once
     sequence.tokens.reserve(static_cast<size_t>(sequence.shape.prompt_tokens) +
                             static_cast<size_t>(sequence.shape.tokens_max));
     if (sequence.receipt.preemptions == 0) {
@@ -275,6 +280,62 @@ bool StepLoop::OpenSlots() {
   }
   Retire(waiting_);
   return all;
+}
+
+void StepLoop::TakeReused(Sequence& sequence, int positions) {
+  sequence.computed = positions;
+  sequence.reused = positions;
+  if (sequence.receipt.preemptions == 0) {  // else what it finds is its own
+    sequence.receipt.cached_tokens = positions;
+  }
+}
+
+bool StepLoop::WorthWaiting(const Sequence& follower, const Sequence& leader) {
+  if (leader.slot < 0 || !leader.prefilling() || leader.prefix_scope != follower.prefix_scope) {
+    return false;
+  }
+  const absl::Span<const int32_t> mine = follower.Reusable();
+  const size_t limit = std::min(mine.size(), leader.tokens.size());
+  size_t common = 0;
+  while (common < limit && mine[common] == leader.tokens[common]) {
+    ++common;
+  }
+  const int shared = static_cast<int>(common);
+  const int least = follower.group == leader.group ? kSharedMinOfGroup : kSharedMin;
+  return leader.computed < shared && shared >= follower.computed + least;
+}
+
+// A prompt that has computed nothing itself waits for an older one. Once that one is past what they share, the slot is
+// opened again and finds it. Its reservation was larger, so it gets it back.
+void StepLoop::HoldFollowers() {
+  if (!model_.reuses_prefixes()) {
+    return;
+  }
+  for (size_t i = 0; i < running_.size(); ++i) {
+    Sequence& sequence = *running_[i];
+    const bool was_held = sequence.held;
+    sequence.held = false;
+    if (!sequence.prefilling() || sequence.computed > sequence.reused || sequence.Reusable().empty()) {
+      continue;
+    }
+    for (size_t leader = 0; leader < i && !sequence.held; ++leader) {
+      sequence.held = WorthWaiting(sequence, *running_[leader]);
+    }
+    if (!was_held || sequence.held) {
+      continue;
+    }
+    model_.CloseSlot(sequence.slot);
+    const absl::StatusOr<int> reused =
+        model_.OpenSlotWithPrefix(sequence.slot, sequence.shape.kv_tokens, sequence.Reusable(), sequence.prefix_scope);
+    if (!reused.ok()) {
+      free_slots_.push_back(sequence.slot);
+      sequence.slot = -1;
+      Finish(sequence, FinishReason::kError, reused.status());
+      continue;
+    }
+    TakeReused(sequence, *reused);
+  }
+  Retire(running_);
 }
 
 void StepLoop::Start(Sequence& sequence, int64_t now) {
@@ -563,6 +624,9 @@ void StepLoop::Emit(const Chunk& chunk, int row, int64_t now, Pending* pending) 
   if (pending->logits_row >= 0) {
     CountToken(sequence, now);
     const int32_t id = sequence.tokens.back();
+    if (sequence.request.completions > 1) {
+      sequence.logprob_sum += LogprobsOf(pending->logits_row, id, 0).chosen.logprob;
+    }
     const StopParams& stop = sequence.request.stop;
     if (pending->stop_id < 0 || stop.include_stop) {
       TokenEvent event;
@@ -627,6 +691,7 @@ void StepLoop::Finish(Sequence& sequence, FinishReason reason, absl::Status stat
   finish.reason = reason;
   finish.status = std::move(status);
   finish.stop_id = stop_id;
+  finish.cumulative_logprob = sequence.logprob_sum;
   if (reason == FinishReason::kStopString) {
     finish.stop_string = sequence.text.stop_string();
   } else {

@@ -72,8 +72,14 @@ class StepLoop {
   void Preempt();
   void SetAside(int running_index, int64_t now);
   void Enqueue(std::unique_ptr<Sequence> sequence);  // where its tag puts it
+  // Holds prompts back whose beginning another one is about to have computed, and lets those go on that have waited.
+  void HoldFollowers();
+  // Its slot holds so many of its positions already.
+  static void TakeReused(Sequence& sequence, int positions);
+  // Whether waiting for `leader` spares `follower` work.
+  static bool WorthWaiting(const Sequence& follower, const Sequence& leader);
   // Gives slots to the admitted. False when the plan is not good any more: the model refused one that it counted on,
-  // or the beginning of a prompt need not be computed.
+  // or the beginning of a prompt need not be computed now.
   bool OpenSlots();
   void Start(Sequence& sequence, int64_t now);
   void Resume(Sequence& sequence, int64_t now);

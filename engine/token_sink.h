@@ -12,6 +12,7 @@
 namespace embergate::engine {
 
 struct TokenEvent {
+  int completion = 0;                      // which answer it belongs to
   std::vector<int32_t> ids;                // tokens of this event, in order
   std::string text;                        // whole UTF-8 characters that they complete
   std::vector<PositionLogprobs> logprobs;  // one per id when asked for
@@ -22,6 +23,8 @@ struct FinishEvent {
   absl::Status status;      // not OK only for kError, kDeadline and kCancelled
   std::string stop_string;  // for kStopString
   int32_t stop_id = -1;     // for kStop
+  int completion = 0;
+  double cumulative_logprob = 0;  // of all generated tokens, where there are several answers; else 0
   Receipt receipt;
 };
 
@@ -33,6 +36,10 @@ class TokenSink {
   virtual void OnStart(int prompt_tokens) = 0;                        // computing has begun
   virtual void OnPrompt(std::vector<PositionLogprobs> logprobs) = 0;  // only when prompt_logprobs; in pieces, in order
   virtual void OnTokens(TokenEvent event) = 0;
+  // One of several answers has ended; not called where there is one only. OnFinish follows the last: its receipt is
+  // that of all together (the prompt counts once), its reason answer 0's, or the first error, which ends the others
+  // too.
+  virtual void OnCompletion(FinishEvent /*event*/) {}
   virtual void OnFinish(FinishEvent event) = 0;
 };
 

@@ -86,13 +86,16 @@ class LanguageModel {
     const absl::Status status = OpenSlot(slot, tokens_max);
     return status.ok() ? absl::StatusOr<int>(0) : status;
   }
+  // Whether that can ever be more than 0.
+  virtual bool reuses_prefixes() const { return false; }
   // What OpenSlotWithPrefix would return now.
   virtual int CachedPrefix(absl::Span<const int32_t> /*tokens*/, uint64_t /*scope*/) const { return 0; }
   virtual PrefixCacheStats PrefixStats() const { return {}; }
   virtual void CloseSlot(int slot) = 0;
   // Positions that could be reserved now, for admission.
   virtual int64_t FreeKvTokens() const = 0;
-  // Bytes of KV memory that the open slot holds now, for its receipt; 0 where a model does not count them.
+  // The most bytes of KV memory that the open slot has held at once, shared ones included, for its receipt; 0 where a
+  // model does not count them.
   virtual uint64_t SlotKvBytes(int /*slot*/) const { return 0; }
 
   // Asks for the table rows of a coming Step's tokens and returns at once. The flash reads start with SendRows, or with

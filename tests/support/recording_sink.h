@@ -3,6 +3,7 @@
 #define EMBERGATE_TESTS_SUPPORT_RECORDING_SINK_H_
 
 #include <condition_variable>
+#include <map>
 #include <mutex>
 #include <optional>
 #include <string>
@@ -38,11 +39,18 @@ class RecordingSink : public engine::TokenSink {
     ++events;
     text += event.text;
     ids.insert(ids.end(), event.ids.begin(), event.ids.end());
+    std::vector<int32_t>& own = ids_of[event.completion];
+    own.insert(own.end(), event.ids.begin(), event.ids.end());
     for (auto& position : event.logprobs) {
       logprobs.push_back(std::move(position));
     }
     pieces.push_back(std::move(event));
     changed_.notify_all();
+  }
+  void OnCompletion(engine::FinishEvent event) override {
+    std::lock_guard<std::mutex> lock(mutex_);
+    Check(!finish.has_value(), "OnCompletion after OnFinish");
+    completions.push_back(std::move(event));
   }
   void OnFinish(engine::FinishEvent event) override {
     std::lock_guard<std::mutex> lock(mutex_);
@@ -71,6 +79,8 @@ class RecordingSink : public engine::TokenSink {
   int prompt_pieces = 0;
   std::vector<engine::PositionLogprobs> prompt;
   std::vector<int32_t> ids;
+  std::map<int, std::vector<int32_t>> ids_of;    // of each of several answers
+  std::vector<engine::FinishEvent> completions;  // in the order in which they ended
   std::string text;
   std::vector<engine::PositionLogprobs> logprobs;
   std::vector<engine::TokenEvent> pieces;

@@ -61,8 +61,33 @@ absl::Status ScriptedModel::OpenSlot(int slot, int tokens_max) {
     return absl::ResourceExhaustedError("KV pool is full");
   }
   kv_free_ -= tokens_max;
-  s = Slot{true, tokens_max, {}};
+  s = Slot{true, tokens_max, {}, 0};
   return absl::OkStatus();
+}
+
+absl::StatusOr<int> ScriptedModel::OpenSlotWithPrefix(int slot, int tokens_max, absl::Span<const int32_t> tokens,
+                                                      uint64_t scope) {
+  const absl::Status status = OpenSlot(slot, tokens_max);
+  if (!status.ok()) {
+    return status;
+  }
+  std::lock_guard<std::mutex> lock(mutex_);
+  size_t best = 0;
+  for (const std::vector<Slot>* list : {&slots_, &past_}) {
+    for (const Slot& other : *list) {
+      const size_t limit = other.scope == scope ? std::min(tokens.size(), other.tokens.size()) : 0;
+      const auto end = tokens.begin() + static_cast<std::ptrdiff_t>(limit);
+      best = std::max(
+          best, static_cast<size_t>(std::mismatch(tokens.begin(), end, other.tokens.begin()).first - tokens.begin()));
+    }
+  }
+  Slot& s = slots_[static_cast<size_t>(slot)];
+  s.scope = scope;
+  if (!options_.reuses_prefixes) {
+    return 0;
+  }
+  s.tokens.assign(tokens.begin(), tokens.begin() + static_cast<std::ptrdiff_t>(best));
+  return static_cast<int>(best);
 }
 
 void ScriptedModel::CloseSlot(int slot) {
@@ -73,6 +98,9 @@ void ScriptedModel::CloseSlot(int slot) {
     return;
   }
   kv_free_ += s.reserved;
+  if (options_.reuses_prefixes) {
+    past_.push_back(s);
+  }
   s = Slot{};
 }
 

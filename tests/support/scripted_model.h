@@ -32,8 +32,9 @@ struct ScriptedModelOptions {
   engine::ModelLimits limits{64, 256, 4, 64, 16};
   int64_t kv_tokens = 0;  // pool; 0 = context_max * slots_max
   Script script = HashScript();
-  bool has_rows = true;       // a table on flash: tickets are real
-  int tickets_max = 1 << 20;  // PrefetchRows fails beyond
+  bool reuses_prefixes = false;  // OpenSlotWithPrefix finds what running and ended sequences of the scope have computed
+  bool has_rows = true;          // a table on flash: tickets are real
+  int tickets_max = 1 << 20;     // PrefetchRows fails beyond
   // With a clock, a step advances it by this much.
   ManualClock* clock = nullptr;
   absl::Duration step_base;
@@ -60,6 +61,9 @@ class ScriptedModel : public engine::LanguageModel {
   const engine::ModelLimits& limits() const override { return options_.limits; }
   std::vector<engine::MemoryPart> Memory() const override { return {{"kv_cache", 0}}; }
   absl::Status OpenSlot(int slot, int tokens_max) override;
+  absl::StatusOr<int> OpenSlotWithPrefix(int slot, int tokens_max, absl::Span<const int32_t> tokens,
+                                         uint64_t scope) override;
+  bool reuses_prefixes() const override { return options_.reuses_prefixes; }
   void CloseSlot(int slot) override;
   int64_t FreeKvTokens() const override;
   uint64_t SlotKvBytes(int slot) const override;
@@ -88,6 +92,7 @@ class ScriptedModel : public engine::LanguageModel {
     bool open = false;
     int reserved = 0;
     std::vector<int32_t> tokens;  // the "KV cache"
+    uint64_t scope = 0;
   };
   struct Ticket {
     std::vector<int32_t> tokens;
@@ -99,6 +104,7 @@ class ScriptedModel : public engine::LanguageModel {
   const ScriptedModelOptions options_;
   mutable std::mutex mutex_;
   std::vector<Slot> slots_;
+  std::vector<Slot> past_;  // closed, if prefixes are reused
   int64_t kv_free_ = 0;
   std::map<uint32_t, Ticket> tickets_;
   uint32_t next_ticket_ = 0;

@@ -109,6 +109,17 @@ TEST(SchedulerTest, WithoutStreamsPromptsShareTheWholeStep) {
   EXPECT_THAT(c.Plan().chunks, ElementsAre(PlannedChunk{0, 128, kNone}, PlannedChunk{1, 128, kNone}));
 }
 
+TEST(SchedulerTest, HeldPromptsLeaveTheStepToTheOthers) {
+  Case c;
+  c.running = {Prompt(100), Prompt(100), Prompt(100)};
+  c.running[1].held = true;
+  c.running[2].held = true;
+  EXPECT_THAT(c.Plan().chunks, ElementsAre(PlannedChunk{0, 100, kLast}));
+  c.limits.step_tokens_max = 2;  // too few for everybody
+  c.running[0] = Decodes();
+  EXPECT_THAT(c.Plan().chunks, ElementsAre(PlannedChunk{0, 1, kLast}));
+}
+
 TEST(SchedulerTest, ScoringIsCutToTheRowsOfLogits) {
   Case c;
   c.limits.logit_rows_max = 20;

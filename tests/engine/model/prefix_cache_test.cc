@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/completion_group.h"
 #include "engine/engine.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -89,7 +90,7 @@ void ExpectSame(const RecordingSink& got, const RecordingSink& expected, const s
   EXPECT_THAT(got.violations, IsEmpty());
 }
 
-class PrefixCacheTest : public testing::TestWithParam<std::string> {
+class PrefixCacheTest : public ::testing::TestWithParam<std::string> {
  protected:
   // The same request in both; the cold one computes everything.
   int Compare(Served& warm, Served& cold, const GenerateRequest& request, const std::string& what) {
@@ -198,6 +199,34 @@ TEST_P(PrefixCacheTest, CrowdsChangeNothing) {
   EXPECT_GT(warm.engine->Snapshot().prefix_cache.blocks_evicted, 0u);
 }
 
+// Each of several answers is the one that a request of its own would get, with and without a cache.
+TEST_P(PrefixCacheTest, SeveralAnswersAreThoseOfSingleRequests) {
+  const std::string path = GoldenGguf(GetParam());
+  Served cold(path, false, KvType::kF16);
+  for (const bool cache : {false, true}) {
+    Served served(path, cache, KvType::kF16);
+    for (const int prompt_tokens : {3, 45, 90}) {
+      GenerateRequest request = Request(RandomPrompt(prompt_tokens, 8), 16, 1);
+      request.completions = 6;  // of four slots
+      RecordingSink sink;
+      ASSERT_TRUE(served.engine->Submit(request, &sink).ok());
+      served.RunAll();
+      ASSERT_TRUE(sink.finish.has_value());
+      EXPECT_EQ(sink.finish->receipt.prompt_tokens, prompt_tokens);
+      EXPECT_EQ(sink.finish->receipt.generated_tokens, 6 * 16);
+      for (int i = 0; i < 6; ++i) {
+        GenerateRequest single = CompletionGroup::Part(request, i);
+        single.completions = 1;
+        RecordingSink expected;
+        ASSERT_TRUE(cold.engine->Submit(single, &expected).ok());
+        cold.RunAll();
+        EXPECT_EQ(sink.ids_of[i], expected.ids) << "answer " << i << " to " << prompt_tokens << " tokens";
+      }
+    }
+    EXPECT_EQ(served.loaded->FreeKvTokens(), cold.loaded->FreeKvTokens());
+  }
+}
+
 TEST_P(PrefixCacheTest, OffMeansOff) {
   const std::string path = GoldenGguf(GetParam());
   Served off(path, false, KvType::kF32);
@@ -210,7 +239,7 @@ TEST_P(PrefixCacheTest, OffMeansOff) {
   EXPECT_EQ(off.engine->Snapshot().prefix_cache.tokens_cached, 0);
 }
 
-INSTANTIATE_TEST_SUITE_P(Golden, PrefixCacheTest, testing::ValuesIn(GoldenNames()), [](const auto& info) {
+INSTANTIATE_TEST_SUITE_P(Golden, PrefixCacheTest, ::testing::ValuesIn(GoldenNames()), [](const auto& info) {
   std::string name = info.param;
   std::replace(name.begin(), name.end(), '-', '_');
   return name;
