@@ -62,6 +62,7 @@ RunningSequence Sequence::AsRunning(int64_t now_ns) const {
 
 void Sequence::SetAside(int64_t now_ns) {
   slot = -1;
+  held = false;
   logprobs_done = std::min(std::max(logprobs_done, computed), shape.prefill_tokens);
   computed = 0;
   // The last token sampled was not computed yet; with it, the next one is sampled.

@@ -34,12 +34,18 @@ GenerateReactor::~GenerateReactor() {
 }
 
 void GenerateReactor::Start(engine::Engine& engine, engine::GenerateRequest request,
-                            std::unique_ptr<engine::AnswerParser> parser,
+                            std::vector<std::unique_ptr<engine::AnswerParser>> parsers,
                             absl::FunctionRef<absl::Status(absl::Status)> refusal) {
   engine_ = &engine;
   {
     absl::MutexLock lock(&mutex_);
-    parser_ = std::move(parser);
+    answers_.resize(static_cast<size_t>(request.completions));
+    for (size_t i = 0; i < answers_.size(); ++i) {
+      answers_[i].delta.set_completion(static_cast<int>(i));
+      if (i < parsers.size()) {
+        answers_[i].parser = std::move(parsers[i]);
+      }
+    }
     started_.emplace();
     started_->set_input_tokens(static_cast<int32_t>(request.prompt.size()));
     started_->set_seed(request.sampling.seed);
@@ -98,7 +104,9 @@ void GenerateReactor::OnTokens(engine::TokenEvent event) {
     if (broken_ || overflow_) {
       return;
     }
+    Answer& answer = answers_[static_cast<size_t>(event.completion)];
     pending_bytes_ += BytesOf(event);
+    answer.pending_bytes += BytesOf(event);
     if (pending_bytes_ > pending_bytes_max_) {
       overflow_ = true;
       DropPending();
@@ -106,16 +114,16 @@ void GenerateReactor::OnTokens(engine::TokenEvent event) {
         cancel = id_;
       }
     } else {
-      if (parser_ != nullptr) {
+      if (answer.parser != nullptr) {
         std::vector<engine::AnswerEvent> events;
-        parser_->Push(event.ids, event.text.size(), events);
-        AddEvents(events);
+        answer.parser->Push(event.ids, event.text.size(), events);
+        AddEvents(events, answer);
       } else {
-        delta_.mutable_text()->append(event.text);
+        answer.delta.mutable_text()->append(event.text);
       }
-      delta_.mutable_ids()->Add(event.ids.begin(), event.ids.end());
+      answer.delta.mutable_ids()->Add(event.ids.begin(), event.ids.end());
       for (const engine::PositionLogprobs& logprobs : event.logprobs) {
-        FillLogprobs(logprobs, *delta_.add_logprobs());
+        FillLogprobs(logprobs, *answer.delta.add_logprobs());
       }
       operation = NextOperation();
     }
@@ -126,15 +134,28 @@ void GenerateReactor::OnTokens(engine::TokenEvent event) {
   Run(operation);
 }
 
+void GenerateReactor::OnCompletion(engine::FinishEvent event) {
+  Operation operation = Operation::kNone;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (broken_ || overflow_ || !event.status.ok()) {
+      return;
+    }
+    Answer& answer = answers_[static_cast<size_t>(event.completion)];
+    FinishParser(answer);
+    FillCompletion(event, answer.ended.emplace());
+    operation = NextOperation();
+  }
+  Run(operation);
+}
+
 void GenerateReactor::OnFinish(engine::FinishEvent event) {
   Operation operation = Operation::kNone;
   {
     absl::MutexLock lock(&mutex_);
     finish_event_ = std::move(event);
-    if (parser_ != nullptr && !broken_ && !overflow_) {
-      std::vector<engine::AnswerEvent> events;
-      parser_->Finish(events);
-      AddEvents(events);
+    if (answers_.size() == 1 && !broken_ && !overflow_) {
+      FinishParser(answers_.front());
     }
     operation = NextOperation();
   }
@@ -193,32 +214,44 @@ void GenerateReactor::DropPending() {
   started_.reset();
   prompt_logprobs_.clear();
   prompt_logprobs_sent_ = 0;
-  delta_.Clear();
+  for (Answer& answer : answers_) {
+    answer.delta.Clear();
+    answer.pending_bytes = 0;
+    answer.ended.reset();
+  }
 }
 
-void GenerateReactor::AddEvents(const std::vector<engine::AnswerEvent>& events) {
+void GenerateReactor::FinishParser(Answer& answer) {
+  if (answer.parser != nullptr) {
+    std::vector<engine::AnswerEvent> events;
+    answer.parser->Finish(events);
+    AddEvents(events, answer);
+  }
+}
+
+void GenerateReactor::AddEvents(const std::vector<engine::AnswerEvent>& events, Answer& answer) {
   for (const engine::AnswerEvent& event : events) {
     switch (event.kind) {
       case engine::AnswerEvent::Kind::kAnswer:
-        delta_.mutable_text()->append(event.text);
+        answer.delta.mutable_text()->append(event.text);
         break;
       case engine::AnswerEvent::Kind::kThinking:
-        delta_.mutable_thinking()->append(event.text);
+        answer.delta.mutable_thinking()->append(event.text);
         break;
       case engine::AnswerEvent::Kind::kToolCall: {
-        v1::ToolCall& call = *delta_.add_tool_calls();
-        call.set_id(absl::StrCat("call_", tool_calls_++));
+        v1::ToolCall& call = *answer.delta.add_tool_calls();
+        call.set_id(absl::StrCat("call_", answer.tool_calls++));
         call.set_name(event.name);
         call.set_arguments_json(event.arguments);
         break;
       }
       case engine::AnswerEvent::Kind::kMalformedToolCall:
-        delta_.mutable_text()->append(event.text);
-        delta_.set_malformed_tool_call(true);
+        answer.delta.mutable_text()->append(event.text);
+        answer.delta.set_malformed_tool_call(true);
         break;
     }
     // What Finish releases was held back before: it has to be seen as pending.
-    pending_bytes_ = std::max<size_t>(pending_bytes_, 1);
+    answer.pending_bytes = std::max<size_t>(answer.pending_bytes, 1);
   }
 }
 
@@ -241,11 +274,24 @@ bool GenerateReactor::TakePending() {
     }
     return true;
   }
-  if (pending_bytes_ > 0) {
-    message_.mutable_delta()->Swap(&delta_);
-    delta_.Clear();
-    pending_bytes_ = 0;
-    return true;
+  // In turns, so that every answer gets on.
+  for (size_t i = 0; i < answers_.size(); ++i) {
+    Answer& answer = answers_[next_answer_];
+    const int index = static_cast<int>(next_answer_);
+    next_answer_ = (next_answer_ + 1) % answers_.size();
+    if (answer.pending_bytes > 0) {
+      message_.mutable_delta()->Swap(&answer.delta);
+      answer.delta.Clear();
+      answer.delta.set_completion(index);
+      pending_bytes_ -= std::min(pending_bytes_, answer.pending_bytes);
+      answer.pending_bytes = 0;
+      return true;
+    }
+    if (answer.ended.has_value()) {
+      *message_.mutable_completion_finished() = *std::move(answer.ended);
+      answer.ended.reset();
+      return true;
+    }
   }
   return false;
 }

@@ -41,8 +41,10 @@ class GenerateReactor final : public grpc::ServerWriteReactor<v1::GenerateRespon
   ~GenerateReactor() override;
 
   // Either of these once, from the RPC's handler. Start submits the request; if the engine refuses it, the stream
-  // ends with `refusal(status)`. `parser` (may be null) takes the text apart into thinking, answer and tool calls.
-  void Start(engine::Engine& engine, engine::GenerateRequest request, std::unique_ptr<engine::AnswerParser> parser,
+  // ends with `refusal(status)`. `parsers`, one per completion or none at all, take the text apart into thinking,
+  // answer and tool calls.
+  void Start(engine::Engine& engine, engine::GenerateRequest request,
+             std::vector<std::unique_ptr<engine::AnswerParser>> parsers,
              absl::FunctionRef<absl::Status(absl::Status)> refusal);
   void Refuse(const absl::Status& status);
 
@@ -50,6 +52,7 @@ class GenerateReactor final : public grpc::ServerWriteReactor<v1::GenerateRespon
   void OnStart(int prompt_tokens) override;
   void OnPrompt(std::vector<engine::PositionLogprobs> logprobs) override;
   void OnTokens(engine::TokenEvent event) override;
+  void OnCompletion(engine::FinishEvent event) override;
   void OnFinish(engine::FinishEvent event) override;
 
   // grpc::ServerWriteReactor
@@ -66,8 +69,18 @@ class GenerateReactor final : public grpc::ServerWriteReactor<v1::GenerateRespon
   // True if this call is the one that has to cancel.
   bool WantCancel() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void DropPending() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // One of the request's completions.
+  struct Answer {
+    v1::Delta delta;  // pending
+    size_t pending_bytes = 0;
+    std::unique_ptr<engine::AnswerParser> parser;  // may be null
+    int tool_calls = 0;                            // so far
+    std::optional<v1::CompletionFinished> ended;   // pending; sent after the delta
+  };
   // Adds what the parser made of the text to the pending delta.
-  void AddEvents(const std::vector<engine::AnswerEvent>& events) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  static void AddEvents(const std::vector<engine::AnswerEvent>& events, Answer& answer);
+  // The parser has seen all: what it held back becomes pending.
+  static void FinishParser(Answer& answer);
 
   grpc::CallbackServerContext* const context_;
   const Lifecycle& lifecycle_;
@@ -87,10 +100,9 @@ class GenerateReactor final : public grpc::ServerWriteReactor<v1::GenerateRespon
   std::optional<v1::Started> started_ ABSL_GUARDED_BY(mutex_);
   std::vector<engine::PositionLogprobs> prompt_logprobs_ ABSL_GUARDED_BY(mutex_);
   size_t prompt_logprobs_sent_ ABSL_GUARDED_BY(mutex_) = 0;
-  v1::Delta delta_ ABSL_GUARDED_BY(mutex_);
-  std::unique_ptr<engine::AnswerParser> parser_ ABSL_GUARDED_BY(mutex_);
-  int tool_calls_ ABSL_GUARDED_BY(mutex_) = 0;  // so far
-  size_t pending_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::vector<Answer> answers_ ABSL_GUARDED_BY(mutex_);
+  size_t next_answer_ ABSL_GUARDED_BY(mutex_) = 0;    // whose turn it is to be sent
+  size_t pending_bytes_ ABSL_GUARDED_BY(mutex_) = 0;  // of all of them
 
   // Owned by the operation in flight.
   v1::GenerateResponse message_;

@@ -68,11 +68,13 @@ grpc::ServerWriteReactor<v1::GenerateResponse>* InferenceService::Generate(grpc:
     parsed->client_key = PeerKey(*context);
   }
   // With special_in_text the client wants to see the markers themselves.
-  std::unique_ptr<engine::AnswerParser> parser;
+  std::vector<std::unique_ptr<engine::AnswerParser>> parsers;
   if (request->has_chat() && !request->special_in_text()) {
-    parser = MakeAnswerParser(*model->tokenizer, parsed->prompt);
+    for (int i = 0; i < parsed->completions; ++i) {
+      parsers.push_back(MakeAnswerParser(*model->tokenizer, parsed->prompt));
+    }
   }
-  reactor->Start(*model->engine, *std::move(parsed), std::move(parser), Refusal);
+  reactor->Start(*model->engine, *std::move(parsed), std::move(parsers), Refusal);
   return reactor;
 }
 

@@ -259,6 +259,8 @@ absl::StatusOr<engine::GenerateRequest> ParseGenerateRequest(const v1::GenerateR
   request.prompt_top_logprobs =
       Bounded(int64_t{logprobs.prompt_top()}, "logprobs.prompt_top", 0, kGenerateTopMax, violations);
   request.prompt_logprobs = logprobs.prompt() || request.prompt_top_logprobs > 0;
+  request.completions =
+      Bounded(proto.n() == 0 ? int64_t{1} : int64_t{proto.n()}, "n", 1, engine::kCompletionsMax, violations);
   request.special_in_text = proto.special_in_text();
   ParseScheduling(proto, request, violations);
   EMBERGATE_RETURN_IF_ERROR(violations.ToStatus());

@@ -55,6 +55,17 @@ void FillReceipt(const engine::Receipt& from, v1::Receipt& to) {
   to.set_preemptions(from.preemptions);
 }
 
+void FillCompletion(const engine::FinishEvent& from, v1::CompletionFinished& to) {
+  to.set_completion(from.completion);
+  to.set_reason(ReasonToProto(from.reason));
+  if (from.reason == engine::FinishReason::kStop && from.stop_id >= 0) {
+    to.set_stop_id(from.stop_id);
+  }
+  to.set_stop_string(from.stop_string);
+  to.set_output_tokens(from.receipt.generated_tokens);
+  to.set_cumulative_logprob(from.cumulative_logprob);
+}
+
 void FillFinished(const engine::FinishEvent& from, v1::Finished& to) {
   to.set_reason(ReasonToProto(from.reason));
   if (from.reason == engine::FinishReason::kStop && from.stop_id >= 0) {

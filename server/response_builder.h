@@ -14,6 +14,8 @@ namespace embergate::server {
 
 void FillLogprobs(const engine::PositionLogprobs& from, v1::PositionLogprobs& to);
 void FillReceipt(const engine::Receipt& from, v1::Receipt& to);
+// For one of several answers that ended well.
+void FillCompletion(const engine::FinishEvent& from, v1::CompletionFinished& to);
 // For a generation that ended well.
 void FillFinished(const engine::FinishEvent& from, v1::Finished& to);
 void FillSampling(const engine::SamplingParams& from, v1::Sampling& to);

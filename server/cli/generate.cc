@@ -3,13 +3,16 @@
 #include <spdlog/spdlog.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <memory>
 #include <optional>
 #include <string>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "embergate/v1/inference.grpc.pb.h"
+#include "engine/request.h"
 #include "server/cli/chat_file.h"
 #include "server/cli/cli.h"
 #include "server/cli/client.h"
@@ -36,6 +39,8 @@ struct GenerateFlags {
   bool special = false;
   bool chat = false;
   bool thinking = false;
+  int n = 1;
+  int best_of = 1;
   bool json = false;
   bool stats = false;
 };
@@ -43,6 +48,7 @@ struct GenerateFlags {
 absl::StatusOr<v1::GenerateRequest> MakeRequest(const GenerateFlags& flags, bool prompt_given) {
   v1::GenerateRequest request;
   EMBERGATE_RETURN_IF_ERROR(Apply(flags.generation, request));
+  request.set_n(std::max(flags.n, flags.best_of));
   request.set_special_in_text(flags.special);
   if (flags.logprobs) {
     request.mutable_logprobs()->set_output(true);
@@ -90,32 +96,100 @@ absl::StatusOr<v1::GenerateRequest> MakeRequest(const GenerateFlags& flags, bool
   return request;
 }
 
-// Prints the stream as it comes, or collects it for one JSON line.
+// Prints the stream as it comes, or collects it: for JSON, and where there are several answers.
 class Printer {
  public:
-  explicit Printer(const GenerateFlags& flags) : flags_(flags) {}
+  explicit Printer(const GenerateFlags& flags)
+      : flags_(flags), answers_(static_cast<size_t>(std::max({1, flags.n, flags.best_of}))) {}
 
   void Take(const v1::GenerateResponse& response) {
     if (response.has_finished()) {
       finished_ = response.finished();
     }
-    for (const v1::PositionLogprobs& position : response.prompt_logprobs().positions()) {
-      prompt_logprobs_.push_back(ToJson(position));
+    if (response.has_completion_finished()) {
+      Answer* answer = AnswerAt(response.completion_finished().completion());
+      if (answer != nullptr) {
+        answer->finished = response.completion_finished();
+        PrintOneOfSeveral(*answer);
+      }
     }
-    if (!response.has_delta()) {
+    for (const v1::PositionLogprobs& position : response.prompt_logprobs().positions()) {
+      prompt_logprobs_.push_back(server::ToJson(position));
+    }
+    if (response.has_delta()) {
+      Take(response.delta());
+    }
+  }
+
+  void Finish() {
+    if (answers_.size() == 1) {
+      v1::CompletionFinished& only = answers_[0].finished;
+      only.set_reason(finished_.reason());
+      only.set_output_tokens(finished_.usage().output_tokens());
+    }
+    if (flags_.json) {
+      nlohmann::json line;
+      if (flags_.n > 1) {
+        for (const Answer& answer : answers_) {
+          line["answers"].push_back(ToJson(answer));
+        }
+      } else {
+        line = ToJson(Best());
+      }
+      line["usage"] = server::ToJson(finished_.usage());
+      line["receipt"] = server::ToJson(finished_.receipt());
+      if (flags_.prompt_logprobs) {
+        line["prompt_logprobs"] = prompt_logprobs_;
+      }
+      std::printf("%s\n", line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
+    } else if (flags_.best_of > 1) {
+      std::printf("%s\n", Readable(Best()).c_str());
+    } else if (flags_.n <= 1) {
+      std::printf("\n");
+    }
+    std::fflush(stdout);
+    if (flags_.stats) {
+      std::fprintf(stderr, "%s", Summary(finished_).c_str());
+    }
+  }
+
+ private:
+  struct Answer {
+    std::string text;
+    std::string thinking;
+    std::vector<int32_t> ids;
+    nlohmann::json tool_calls = nlohmann::json::array();
+    bool malformed_tool_call = false;
+    nlohmann::json logprobs = nlohmann::json::array();
+    v1::CompletionFinished finished;
+  };
+
+  Answer* AnswerAt(int index) {
+    return index >= 0 && index < static_cast<int>(answers_.size()) ? &answers_[static_cast<size_t>(index)] : nullptr;
+  }
+
+  // The one whose tokens the model finds likeliest, all together.
+  const Answer& Best() const {
+    return *std::max_element(answers_.begin(), answers_.end(), [](const Answer& a, const Answer& b) {
+      return a.finished.cumulative_logprob() < b.finished.cumulative_logprob();
+    });
+  }
+
+  void Take(const v1::Delta& delta) {
+    Answer* answer = AnswerAt(delta.completion());
+    if (answer == nullptr) {
       return;
     }
-    const v1::Delta& delta = response.delta();
-    if (flags_.json) {
-      text_ += delta.text();
-      thinking_ += delta.thinking();
-      malformed_tool_call_ = malformed_tool_call_ || delta.malformed_tool_call();
+    if (flags_.json || answers_.size() > 1) {
+      answer->text += delta.text();
+      answer->thinking += delta.thinking();
+      answer->malformed_tool_call = answer->malformed_tool_call || delta.malformed_tool_call();
       for (const v1::PositionLogprobs& position : delta.logprobs()) {
-        logprobs_.push_back(ToJson(position));
+        answer->logprobs.push_back(server::ToJson(position));
       }
-      ids_.insert(ids_.end(), delta.ids().begin(), delta.ids().end());
+      answer->ids.insert(answer->ids.end(), delta.ids().begin(), delta.ids().end());
       for (const v1::ToolCall& call : delta.tool_calls()) {
-        tool_calls_.push_back({{"id", call.id()}, {"name", call.name()}, {"arguments", call.arguments_json()}});
+        answer->tool_calls.push_back({{"id", call.id()}, {"name", call.name()}, {"arguments", call.arguments_json()}});
       }
       return;
     }
@@ -126,46 +200,48 @@ class Printer {
     std::fflush(stdout);
   }
 
-  void Finish() {
-    if (flags_.json) {
-      nlohmann::json line = {{"text", text_},
-                             {"ids", ids_},
-                             {"finish_reason", FinishReasonName(finished_.reason())},
-                             {"usage", ToJson(finished_.usage())},
-                             {"receipt", ToJson(finished_.receipt())}};
-      if (!thinking_.empty()) {
-        line["thinking"] = thinking_;
-      }
-      if (!tool_calls_.empty()) {
-        line["tool_calls"] = tool_calls_;
-      }
-      if (malformed_tool_call_) {
-        line["malformed_tool_call"] = true;
-      }
-      if (flags_.logprobs) {
-        line["logprobs"] = logprobs_;
-      }
-      if (flags_.prompt_logprobs) {
-        line["prompt_logprobs"] = prompt_logprobs_;
-      }
-      std::printf("%s\n", line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
-    } else {
-      std::printf("\n");
+  static std::string Readable(const Answer& answer) {
+    std::string out = answer.text;
+    for (const nlohmann::json& call : answer.tool_calls) {
+      absl::StrAppend(&out, "\n[tool call] ", call["name"].get<std::string>(), " ",
+                      call["arguments"].get<std::string>());
     }
-    std::fflush(stdout);
-    if (flags_.stats) {
-      std::fprintf(stderr, "%s", Summary(finished_).c_str());
-    }
+    return out;
   }
 
- private:
+  void PrintOneOfSeveral(const Answer& answer) const {
+    if (flags_.json || flags_.n <= 1) {
+      return;
+    }
+    std::printf("[%d] %s\n", answer.finished.completion(), Readable(answer).c_str());
+    std::fflush(stdout);
+  }
+
+  nlohmann::json ToJson(const Answer& answer) const {
+    nlohmann::json json = {
+        {"text", answer.text}, {"ids", answer.ids}, {"finish_reason", FinishReasonName(answer.finished.reason())}};
+    if (answers_.size() > 1) {
+      json["completion"] = answer.finished.completion();
+      json["output_tokens"] = answer.finished.output_tokens();
+      json["cumulative_logprob"] = answer.finished.cumulative_logprob();
+    }
+    if (!answer.thinking.empty()) {
+      json["thinking"] = answer.thinking;
+    }
+    if (!answer.tool_calls.empty()) {
+      json["tool_calls"] = answer.tool_calls;
+    }
+    if (answer.malformed_tool_call) {
+      json["malformed_tool_call"] = true;
+    }
+    if (flags_.logprobs) {
+      json["logprobs"] = answer.logprobs;
+    }
+    return json;
+  }
+
   const GenerateFlags& flags_;
-  std::string text_;
-  std::string thinking_;
-  std::vector<int32_t> ids_;
-  nlohmann::json tool_calls_ = nlohmann::json::array();
-  bool malformed_tool_call_ = false;
-  nlohmann::json logprobs_ = nlohmann::json::array();
+  std::vector<Answer> answers_;
   nlohmann::json prompt_logprobs_ = nlohmann::json::array();
   v1::Finished finished_;
 };
@@ -240,6 +316,13 @@ void AddGenerate(CLI::App& app) {
       ->excludes(chat);
   generate->add_flag("--thinking", flags->thinking, "With --chat or --messages: let the model think first");
   AddGenerationOptions(*generate, flags->generation);
+  CLI::Option* several = generate->add_option("--n", flags->n, "Answers to generate, each printed when it is complete")
+                             ->check(CLI::Range(1, engine::kCompletionsMax));
+  generate
+      ->add_option("--best-of", flags->best_of,
+                   "Generate so many answers, print the one that the model finds likeliest")
+      ->check(CLI::Range(1, engine::kCompletionsMax))
+      ->excludes(several);
   generate->add_flag("--special", flags->special, "Print control tokens such as <|turn>, too");
   CLI::Option* json =
       generate->add_flag("--json", flags->json, "Print one line of JSON: text, ids, finish_reason, usage, receipt");

@@ -30,6 +30,37 @@ TEST(GenerateTest, StreamsStartedThenTokensThenFinishedOnce) {
   EXPECT_FALSE(result.last.has_stop_id());
 }
 
+TEST(GenerateTest, SeveralAnswersComeInOneStream) {
+  ScriptedServerOptions options = SmallServer();
+  options.tokenizer = true;
+  options.model.reuses_prefixes = true;
+  ScriptedServer server(options);
+  v1::GenerateRequest request = IdsRequest({2, 17, 4, 9, 30}, 12);
+  request.mutable_sampling()->set_seed(77);
+  request.mutable_sampling()->set_temperature(1);
+  request.mutable_stopping()->set_ignore_eos(true);
+  const StreamResult one = Generate(server.stub(), request);
+  request.set_n(3);
+  const StreamResult result = Generate(server.stub(), request);
+  ASSERT_TRUE(result.status.ok()) << result.status.error_message();
+  EXPECT_EQ(one.ids_of.size(), 1u);
+  EXPECT_TRUE(one.ends.empty());
+  ASSERT_EQ(result.ids_of.size(), 3u);
+  EXPECT_EQ(result.ids_of.at(0), one.ids);
+  EXPECT_NE(result.ids_of.at(1), one.ids);
+  EXPECT_NE(result.ids_of.at(2), result.ids_of.at(1));
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_EQ(result.text_of.at(i), server.tokenizer().Decode(result.ids_of.at(i)));
+    ASSERT_EQ(result.ends.count(i), 1u);
+    EXPECT_EQ(result.ends.at(i).reason(), v1::FINISH_REASON_LENGTH);
+    EXPECT_EQ(result.ends.at(i).output_tokens(), 12);
+    EXPECT_LT(result.ends.at(i).cumulative_logprob(), 0);
+  }
+  EXPECT_EQ(result.last.usage().input_tokens(), 5);
+  EXPECT_EQ(result.last.usage().output_tokens(), 36);
+  EXPECT_EQ(result.last.reason(), v1::FINISH_REASON_LENGTH);
+}
+
 TEST(GenerateTest, TextOfTheDeltasIsTheTextOfTheIds) {
   ScriptedServerOptions options = SmallServer();
   options.tokenizer = true;

@@ -87,6 +87,8 @@ TEST(RequestParserTest, EachBadFieldIsNamed) {
       {"stopping.stop_ids", [](auto& r) { r.mutable_stopping()->mutable_stop_ids()->Resize(65, 1); }},
       {"logprobs.output_top", [](auto& r) { r.mutable_logprobs()->set_output_top(21); }},
       {"logprobs.prompt_top", [](auto& r) { r.mutable_logprobs()->set_prompt_top(-1); }},
+      {"n", [](auto& r) { r.set_n(17); }},
+      {"n", [](auto& r) { r.set_n(-1); }},
       {"request_id", [](auto& r) { r.set_request_id(std::string(129, 'a')); }},
       {"request_id", [](auto& r) { r.set_request_id("line\nbreak"); }},
       {"client_key", [](auto& r) { r.set_client_key(std::string(129, 'a')); }},

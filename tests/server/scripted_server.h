@@ -6,6 +6,7 @@
 
 #include <chrono>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <thread>
@@ -150,6 +151,9 @@ struct StreamResult {
   std::vector<int32_t> ids;
   std::vector<v1::PositionLogprobs> logprobs;
   std::vector<v1::PositionLogprobs> prompt_logprobs;
+  std::map<int, std::vector<int32_t>> ids_of;  // of each of several answers
+  std::map<int, std::string> text_of;          // likewise
+  std::map<int, v1::CompletionFinished> ends;  // likewise
   v1::Started first;
   v1::Finished last;
 
@@ -170,12 +174,19 @@ struct StreamResult {
       case v1::GenerateResponse::kDelta:
         EXPECT_EQ(started, 1) << "a delta before started";
         ++deltas;
+        EXPECT_EQ(ends.count(response.delta().completion()), 0u) << "a delta after the answer's end";
+        ids_of[response.delta().completion()].insert(ids_of[response.delta().completion()].end(),
+                                                     response.delta().ids().begin(), response.delta().ids().end());
+        text_of[response.delta().completion()] += response.delta().text();
         text += response.delta().text();
         thinking += response.delta().thinking();
         tool_calls.insert(tool_calls.end(), response.delta().tool_calls().begin(), response.delta().tool_calls().end());
         malformed_tool_call = malformed_tool_call || response.delta().malformed_tool_call();
         ids.insert(ids.end(), response.delta().ids().begin(), response.delta().ids().end());
         logprobs.insert(logprobs.end(), response.delta().logprobs().begin(), response.delta().logprobs().end());
+        break;
+      case v1::GenerateResponse::kCompletionFinished:
+        EXPECT_TRUE(ends.emplace(response.completion_finished().completion(), response.completion_finished()).second);
         break;
       case v1::GenerateResponse::kFinished:
         EXPECT_EQ(started, 1);
