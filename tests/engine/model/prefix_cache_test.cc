@@ -239,11 +239,13 @@ TEST_P(PrefixCacheTest, OffMeansOff) {
   EXPECT_EQ(off.engine->Snapshot().prefix_cache.tokens_cached, 0);
 }
 
-INSTANTIATE_TEST_SUITE_P(Golden, PrefixCacheTest, ::testing::ValuesIn(GoldenNames()), [](const auto& info) {
-  std::string name = info.param;
+std::string GoldenName(const ::testing::TestParamInfo<std::string>& golden) {
+  std::string name = golden.param;
   std::replace(name.begin(), name.end(), '-', '_');
   return name;
-});
+}
+
+INSTANTIATE_TEST_SUITE_P(Golden, PrefixCacheTest, ::testing::ValuesIn(GoldenNames()), GoldenName);
 
 }  // namespace
 }  // namespace embergate::engine
