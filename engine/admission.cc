@@ -32,7 +32,7 @@ Admission Admit(const QueueState& queue, const QueueLimits& limits, const Speed&
                                                   arrival.bytes, " more would exceed ", limits.bytes_max)));
   }
   Admission admission;
-  admission.alone_ns = static_cast<int64_t>(speed.prefill_token_ns * arrival.prompt_tokens +
+  admission.alone_ns = static_cast<int64_t>(speed.prefill_token_ns * arrival.compute_tokens +
                                             speed.decode_step_ns * std::max(0, arrival.tokens_certain - 1));
   admission.wait_ns = std::max<int64_t>(0, static_cast<int64_t>(speed.departure_ns * arrival.ahead) -
                                                (arrival.ahead > 0 ? arrival.since_departure_ns : 0));
@@ -55,6 +55,26 @@ Admission Admit(const QueueState& queue, const QueueLimits& limits, const Speed&
         " requests have to end before), ", needs, ", and the deadline leaves ", Seconds(arrival.left_ns)));
   }
   return admission;
+}
+
+uint64_t SeenBeginnings::Hash(absl::Span<const int32_t> prompt) {
+  uint64_t hash = 14695981039346656037u;  // FNV-1a
+  for (const int32_t id : prompt.subspan(0, kTokens)) {
+    hash = (hash ^ static_cast<uint32_t>(id)) * 1099511628211u;
+  }
+  return hash;
+}
+
+void SeenBeginnings::Add(absl::Span<const int32_t> prompt) {
+  const uint64_t hash = Hash(prompt);
+  if (!seen_.insert(hash).second) {
+    return;
+  }
+  order_.push_back(hash);
+  if (order_.size() > kBeginningsMax) {
+    seen_.erase(order_.front());
+    order_.pop_front();
+  }
 }
 
 void SpeedEstimate::OnMeasured(double ns) {

@@ -4,10 +4,13 @@
 #define EMBERGATE_ENGINE_ADMISSION_H_
 
 #include <cstdint>
+#include <deque>
+#include <unordered_set>
 
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
+#include "absl/types/span.h"
 
 namespace embergate::engine {
 
@@ -37,8 +40,9 @@ struct Arrival {
   int64_t bytes = 0;
   // Tokens that it generates in any case: 1, or more where it asked not to stop before.
   int tokens_certain = 0;
-  int ahead = 0;        // departures that it has to wait for
-  int64_t left_ns = 0;  // until its deadline
+  int compute_tokens = 0;  // of the prompt, those that have to be computed in any case
+  int ahead = 0;           // departures that it has to wait for
+  int64_t left_ns = 0;     // until its deadline
   int64_t since_departure_ns = 0;
 };
 
@@ -68,6 +72,24 @@ class SpeedEstimate {
  private:
   double mean_ns_ = 0;
   double hope_ = 1;
+};
+
+// Whether a prompt's keys and values may be cached: whether another one began with the same tokens, lately. It may say
+// so of one that is not cached any more; a prompt of which it does not say so has fewer than kTokens of them cached.
+// Threads: one at a time.
+class SeenBeginnings {
+ public:
+  static constexpr size_t kTokens = 32;
+  static constexpr size_t kBeginningsMax = 4096;
+
+  bool Seen(absl::Span<const int32_t> prompt) const { return seen_.count(Hash(prompt)) > 0; }
+  void Add(absl::Span<const int32_t> prompt);
+
+ private:
+  static uint64_t Hash(absl::Span<const int32_t> prompt);
+
+  std::unordered_set<uint64_t> seen_;
+  std::deque<uint64_t> order_;  // oldest first
 };
 
 }  // namespace embergate::engine

@@ -125,6 +125,7 @@ class EngineImpl : public Engine {
         return room;
       }
       ++accepted_;
+      beginnings_.Add(sequences.back()->request.prompt);
       for (auto& sequence : sequences) {
         inbox_tokens_ += shape->prompt_tokens;
         inbox_bytes_ += sequence->bytes;
@@ -254,6 +255,7 @@ class EngineImpl : public Engine {
     const bool ends_early = !stop.ignore_eos || !stop.stop_ids.empty() || !stop.stop_strings.empty();
     Arrival arrival;
     arrival.prompt_tokens = sequence.shape.prompt_tokens;
+    arrival.compute_tokens = beginnings_.Seen(sequence.request.prompt) ? 0 : sequence.shape.prompt_tokens;
     arrival.bytes = sequence.bytes;
     arrival.tokens_certain = std::max(1, ends_early ? stop.tokens_min : sequence.shape.tokens_max);
     // An interactive request waits for no batch work, neither waiting nor running.
@@ -366,6 +368,7 @@ class EngineImpl : public Engine {
   RetryEstimator retry_;
   SpeedEstimate prefill_token_;
   SpeedEstimate decode_step_;
+  SeenBeginnings beginnings_;
   uint64_t step_ = 0;        // of the loop's, the last that the estimates know
   uint64_t departures_ = 0;  // of the loop's, those that retry_ knows
   uint64_t accepted_ = 0;

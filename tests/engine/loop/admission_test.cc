@@ -2,6 +2,7 @@
 #include "engine/admission.h"
 
 #include <string>
+#include <vector>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -19,6 +20,7 @@ constexpr Speed kSpeed = {2e6, 50e6, 500e6};
 Arrival Request(int prompt_tokens, int tokens_certain, int ahead, int64_t left_ms) {
   Arrival arrival;
   arrival.prompt_tokens = prompt_tokens;
+  arrival.compute_tokens = prompt_tokens;
   arrival.bytes = 100;
   arrival.tokens_certain = tokens_certain;
   arrival.ahead = ahead;
@@ -69,6 +71,30 @@ TEST(AdmissionTest, WithoutAMeasurementNobodyIsRefusedForADeadline) {
 
 TEST(AdmissionTest, ADeadlineThatIsOverIsNotRefusedButEnds) {
   EXPECT_EQ(Admit({}, kLimits, kSpeed, Request(100, 1, 0, -5)).refusal, Refusal::kNone);
+}
+
+TEST(AdmissionTest, APromptThatMayBeCachedCountsAsNoTime) {
+  Arrival arrival = Request(100000, 1, 0, 10);
+  EXPECT_EQ(Admit({}, {16, 1 << 20, 10000, 8, 0}, kSpeed, arrival).refusal, Refusal::kNeverInTime);
+  arrival.compute_tokens = 0;
+  EXPECT_EQ(Admit({}, {16, 1 << 20, 10000, 8, 0}, kSpeed, arrival).refusal, Refusal::kNone);
+}
+
+TEST(SeenBeginningsTest, RemembersTheLatestByTheirFirstTokens) {
+  SeenBeginnings seen;
+  std::vector<int32_t> prompt(100, 7);
+  EXPECT_FALSE(seen.Seen(prompt));
+  seen.Add(prompt);
+  EXPECT_TRUE(seen.Seen(prompt));
+  prompt[40] = 8;
+  EXPECT_TRUE(seen.Seen(prompt)) << "it begins alike";
+  prompt[10] = 8;
+  EXPECT_FALSE(seen.Seen(prompt));
+  for (int32_t i = 0; i < static_cast<int32_t>(SeenBeginnings::kBeginningsMax); ++i) {
+    seen.Add({i, i + 1});
+  }
+  EXPECT_TRUE(seen.Seen({5, 6}));
+  EXPECT_FALSE(seen.Seen(std::vector<int32_t>(100, 7))) << "too long ago";
 }
 
 TEST(SpeedEstimateTest, OneSlowMeasurementDoesNotRefuseForEver) {

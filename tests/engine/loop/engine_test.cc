@@ -743,7 +743,7 @@ TEST_F(EngineTest, ADeadlineThatCannotBeMetIsRefusedAtOnce) {
   Submit(Greedy(Prompt(40), 20), &first);
   RunAll();  // 10 ms and 1 ms per token: a step of one takes 11 ms, a prompt's token a little over 1 ms
   RecordingSink sink;
-  GenerateRequest request = Greedy(Prompt(40), 20);
+  GenerateRequest request = Greedy(Prompt(40, 1), 20);
   request.stop.ignore_eos = true;
   request.deadline = clock_.WallNow() + absl::Milliseconds(100);
   const absl::Status never = engine_->Submit(request, &sink).status();
