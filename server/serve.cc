@@ -18,6 +18,7 @@
 #include "server/model_host.h"
 #include "server/response_builder.h"
 #include "server/signal_poller.h"
+#include "server/systemd_notifier.h"
 #include "server/version.h"
 
 namespace embergate::server {
@@ -61,18 +62,23 @@ void LogModel(const ServedModel& model) {
 }
 
 constexpr absl::Duration kLoadLogInterval = absl::Seconds(2);
+// What systemd is to grant a load that gets on, from its last sign of life.
+constexpr absl::Duration kLoadStallMax = absl::Minutes(2);
 
 // Loads in a thread of its own, so that signals and calls are answered meanwhile.
 class Loader {
  public:
-  Loader(const ModelHostOptions& options, Lifecycle& lifecycle, SignalPoller& poller)
-      : thread_([this, &options, &lifecycle, &poller] {
+  Loader(const ModelHostOptions& options, Lifecycle& lifecycle, SignalPoller& poller, SystemdNotifier& systemd)
+      : thread_([this, &options, &lifecycle, &poller, &systemd] {
           absl::Time next_log = absl::Now() + kLoadLogInterval;
           host_ = ModelHost::Load(options, [&](uint64_t done, uint64_t total) {
             lifecycle.SetLoadProgress(done, total);
             if (absl::Now() >= next_log) {
               next_log = absl::Now() + kLoadLogInterval;
               spdlog::info("loading: {:.0f} % of {}", lifecycle.load_progress() * 100, HumanBytes(total));
+              systemd.Starting(
+                  fmt::format("loading: {:.0f} % of {}", lifecycle.load_progress() * 100, HumanBytes(total)),
+                  kLoadStallMax);
             }
           });
           poller.Wake();
@@ -131,6 +137,7 @@ int Serve(const ServeConfig& config) {
   BoundAllocator();
   std::signal(SIGPIPE, SIG_IGN);
   SignalPoller poller({SIGTERM, SIGINT});
+  SystemdNotifier systemd = SystemdNotifier::FromEnvironment();
   spdlog::info("embergate {} starting", kVersion);
 
   std::unique_ptr<ModelHost> host;  // outlives the server, whose calls use it
@@ -153,7 +160,7 @@ int Serve(const ServeConfig& config) {
     spdlog::info("metrics on port {} (/metrics)", metrics->port());
   }
 
-  Loader loader(config.model, lifecycle, poller);
+  Loader loader(config.model, lifecycle, poller, systemd);
   if (const int signal = poller.Wait(); signal != 0) {
     spdlog::info("signal {} while loading: ending", signal);
     ExitNow(0);
@@ -182,14 +189,21 @@ int Serve(const ServeConfig& config) {
       monitor->Every(kHotListPeriod, [&] { SaveHotList(config, *host); });
     }
   }
+  systemd.Ready(fmt::format("serving {}", host->served().info.name));
+  systemd.StartWatchdog([&engine = host->engine(), check = ProgressCheck()]() mutable {
+    const engine::EngineStats stats = engine.Snapshot();
+    return check.Alive(stats.running + stats.waiting > 0, stats.steps);
+  });
 
   const int signal = poller.Wait();
   spdlog::info("signal {}: draining, for at most {}", signal, absl::FormatDuration(config.drain_timeout));
+  systemd.Stopping("draining");
   Drain(config, *host, **server, poller);
   monitor.reset();
   if (!config.hot_list_path.empty()) {
     SaveHotList(config, *host);
   }
+  systemd.StopWatchdog();  // it asks the engine
   metrics.reset();
   server->reset();
   host.reset();
