@@ -87,6 +87,7 @@ void AddServeOptions(CLI::App& app, ServeFlags& flags) {
   AddModelOptions(app, flags.model);
   Add(app, "listen", flags.listen, "Addresses of the gRPC server: HOST:PORT or unix:PATH")->delimiter(',');
   Add(app, "metrics", flags.metrics, "HOST:PORT of the Prometheus endpoint (/metrics), or off");
+  Add(app, "sysfs", flags.sysfs, "Where temperatures and clocks for the metrics are read")->type_name("FOLDER");
   Add(app, "log-level", flags.log_level, "Least severe messages that are logged")
       ->check(CLI::IsMember({"debug", "info", "warn", "error"}));
   AddFlag(app, "log-json", flags.log_json, "Log one JSON object per line");
@@ -210,6 +211,7 @@ absl::StatusOr<ServeConfig> Resolve(const ServeFlags& flags) {
   config.grpc.streams_per_connection_max = flags.streams_per_connection;
   config.grpc.reflection = !flags.no_reflection;
   config.metrics_address = flags.metrics == "off" ? "" : flags.metrics;
+  config.sysfs = flags.sysfs;
   config.log_level = flags.log_level;
   config.log_json = flags.log_json;
   config.drain_timeout = absl::Seconds(flags.drain_timeout_seconds);

@@ -43,6 +43,7 @@ struct ServeFlags {
   ModelFlags model;
   std::vector<std::string> listen = {"127.0.0.1:50051"};
   std::string metrics = "127.0.0.1:9464";  // "off" = none
+  std::string sysfs = "/sys";
   std::string log_level = "info";
   bool log_json = false;
   double drain_timeout_seconds = 30;
@@ -58,6 +59,7 @@ struct ServeConfig {
   ModelHostOptions model;
   GrpcServerOptions grpc;
   std::string metrics_address;  // empty = none
+  std::string sysfs;            // temperatures and clocks for the metrics
   std::string log_level;
   bool log_json = false;
   absl::Duration drain_timeout;

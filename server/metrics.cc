@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "engine/engine.h"
+#include "server/board_sensors.h"
 #include "server/process_memory.h"
 #include "server/version.h"
 #include "storage/stats.h"
@@ -110,6 +111,29 @@ void AddServer(const Lifecycle& lifecycle, const ServerStats& stats, double star
                static_cast<double>(usage.major_faults));
   page.Gauge("process_open_fds", "Open file descriptors.", static_cast<double>(usage.open_fds));
   page.Gauge("process_start_time_seconds", "When the process started, seconds since the epoch.", start_seconds);
+}
+
+void AddBoard(const BoardSensors& sensors, Page& page) {
+  if (!sensors.temperatures.empty()) {
+    page.Begin(MetricType::Gauge, "embergate_board_temperature_celsius", "The kernel's thermal zones.");
+    for (const BoardSensors::Temperature& temperature : sensors.temperatures) {
+      page.Sample(temperature.celsius, {{"zone", temperature.zone}});
+    }
+  }
+  if (sensors.clocks.empty()) {
+    return;
+  }
+  const auto clocks = [&](const char* name, const char* help, double BoardSensors::Clock::*value) {
+    page.Begin(MetricType::Gauge, name, help);
+    for (const BoardSensors::Clock& clock : sensors.clocks) {
+      page.Sample(clock.*value, {{"policy", clock.policy}});
+    }
+  };
+  clocks("embergate_cpu_frequency_hertz", "Clock of a group of cores.", &BoardSensors::Clock::current_hz);
+  clocks("embergate_cpu_frequency_limit_hertz",
+         "What the kernel allows now; below the maximum when heat or a setting holds the cores back.",
+         &BoardSensors::Clock::limit_hz);
+  clocks("embergate_cpu_frequency_max_hertz", "What the cores can do.", &BoardSensors::Clock::max_hz);
 }
 
 void AddEngine(const ServedModel& model, const engine::EngineStats& stats, Page& page) {
@@ -233,14 +257,16 @@ void AddFlash(const storage::RowStoreStats& stats, bool flash_healthy, Page& pag
 
 }  // namespace
 
-Metrics::Metrics(const Lifecycle& lifecycle, const ServerStats& stats)
+Metrics::Metrics(const Lifecycle& lifecycle, const ServerStats& stats, std::string sysfs)
     : lifecycle_(lifecycle),
       stats_(stats),
+      sysfs_(std::move(sysfs)),
       start_seconds_(std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count()) {}
 
 std::vector<MetricFamily> Metrics::Collect() const {
   Page page;
   AddServer(lifecycle_, stats_, start_seconds_, page);
+  AddBoard(ReadBoardSensors(sysfs_), page);
   if (const ServedModel* model = lifecycle_.model(); model != nullptr) {
     AddModel(*model, page);
     AddEngine(*model, model->engine->Snapshot(), page);

@@ -22,13 +22,14 @@ namespace embergate::server {
 // Threads: Collect from any; it takes the engine's and the row store's snapshots and never waits for a step.
 class Metrics final : public prometheus::Collectable {
  public:
-  // Borrows both; they outlive the endpoint.
-  Metrics(const Lifecycle& lifecycle, const ServerStats& stats);
+  // Borrows both; they outlive the endpoint. `sysfs`: where the board's sensors are read.
+  Metrics(const Lifecycle& lifecycle, const ServerStats& stats, std::string sysfs = "/sys");
   std::vector<prometheus::MetricFamily> Collect() const override;
 
  private:
   const Lifecycle& lifecycle_;
   const ServerStats& stats_;
+  const std::string sysfs_;
   const double start_seconds_;  // since the epoch
 };
 

@@ -150,8 +150,8 @@ int Serve(const ServeConfig& config) {
   Lifecycle& lifecycle = (*server)->lifecycle();
   std::unique_ptr<MetricsEndpoint> metrics;
   if (!config.metrics_address.empty()) {
-    auto endpoint =
-        MetricsEndpoint::Create(config.metrics_address, std::make_shared<Metrics>(lifecycle, (*server)->stats()));
+    auto endpoint = MetricsEndpoint::Create(config.metrics_address,
+                                            std::make_shared<Metrics>(lifecycle, (*server)->stats(), config.sysfs));
     if (!endpoint.ok()) {
       spdlog::error("{}", std::string(endpoint.status().message()));
       return 1;
