@@ -94,6 +94,11 @@ void MeasureDeviceOnce(const storage::GgufFile& file, const std::string& state_p
 
 }  // namespace
 
+absl::StatusOr<uint64_t> TokenizerBytes(const storage::GgufFile& file) {
+  EMBERGATE_ASSIGN_OR_RETURN(const std::unique_ptr<engine::Tokenizer> tokenizer, LoadTokenizer(file));
+  return tokenizer != nullptr ? tokenizer->resident_bytes() : 0;
+}
+
 engine::SamplingParams SamplingDefaults(const storage::GgufFile& file) {
   engine::SamplingParams params;
   params.temperature = 1.0f;

@@ -59,6 +59,9 @@ class ModelHost {
   ServedModel served_;
 };
 
+// DRAM that the tokenizer in `file` takes; 0 without one.
+absl::StatusOr<uint64_t> TokenizerBytes(const storage::GgufFile& file);
+
 // The file's own generation settings (general.sampling.*), else temperature 1, top_k 64, top_p 0.95. Values out of
 // range are ignored.
 engine::SamplingParams SamplingDefaults(const storage::GgufFile& file);

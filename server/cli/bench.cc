@@ -8,6 +8,7 @@
 #include <numeric>
 #include <random>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -20,6 +21,7 @@
 #include "server/cli/cli.h"
 #include "server/cli/human.h"
 #include "server/cli/local_model.h"
+#include "server/machine_state.h"
 
 namespace embergate::server {
 namespace {
@@ -42,6 +44,8 @@ struct Flags {
   std::string inject_read_delay;
   bool profile = false;
   bool machine = true;
+  bool machine_only = false;
+  std::string state = DefaultMachineStatePath();
   bool json = false;
 };
 
@@ -229,7 +233,51 @@ void Print(const Result& result, const nlohmann::json& values) {
               number("flash_wait_share") * 100);
 }
 
+// The machine's limits alone, saved for `plan`.
+void RunMachine(const Flags& flags) {
+  if (!flags.model.isa.empty()) {
+    Check(engine::ForceKernelIsa(flags.model.isa));
+  }
+  const int cores = static_cast<int>(std::thread::hardware_concurrency());
+  engine::ThreadPool pool(flags.model.threads > 0 ? flags.model.threads : std::max(cores, 1));
+  const engine::MachineLimits limits = engine::MeasureMachine(pool, 2.0);
+  MachineRates rates;
+  rates.read_bytes_per_second = limits.read_bytes_per_second;
+  rates.multiply_adds_per_second = limits.integer_ops_per_second / 2;
+  rates.threads = pool.threads();
+  rates.isa = engine::KernelIsa();
+  if (rates.read_bytes_per_second <= 0) {
+    FailCommand(kCommand, "not enough memory to measure its bandwidth", 1);
+  }
+  if (flags.json) {
+    const nlohmann::json json = {{"machine_read_bytes_per_second", rates.read_bytes_per_second},
+                                 {"machine_integer_ops_per_second", limits.integer_ops_per_second},
+                                 {"machine_integer_loop", limits.integer_loop},
+                                 {"threads", rates.threads},
+                                 {"isa", rates.isa}};
+    std::printf("%s\n", json.dump().c_str());
+  } else {
+    std::printf("this machine, %d threads, %s kernels: reads %.1f GB/s, %.0f integer GOP/s (%s)\n", rates.threads,
+                rates.isa.c_str(), rates.read_bytes_per_second * 1e-9, limits.integer_ops_per_second * 1e-9,
+                limits.integer_loop.c_str());
+  }
+  if (flags.state.empty()) {
+    FailCommand(kCommand, "there is no home folder to save this in for `embergate plan`; give --state FILE", 1);
+  }
+  Check(SaveMachineRates(flags.state, rates));
+  if (!flags.json) {
+    std::printf("saved in %s for `embergate plan`\n", flags.state.c_str());
+  }
+}
+
 void Run(const Flags& flags) {
+  if (flags.machine_only) {
+    RunMachine(flags);
+    return;
+  }
+  if (flags.model.path.empty()) {
+    FailCommand(kCommand, "MODEL.gguf is required (or --machine, to measure this machine alone)", 2);
+  }
   const int batch_max = *std::max_element(flags.batches.begin(), flags.batches.end());
   engine::DecoderOptions options;
   options.context_max = std::max(flags.prefill, flags.context + flags.tokens);
@@ -343,6 +391,10 @@ void AddBench(CLI::App& app) {
   CLI::App* bench = app.add_subcommand("bench", "Measure prefill and decode on this machine");
   auto flags = std::make_shared<Flags>();
   AddLocalModelOptions(*bench, flags->model);
+  bench->get_option("model")->required(false);
+  bench->add_flag("--machine", flags->machine_only,
+                  "Measure this machine's limits alone, without a model, and save them for `embergate plan`");
+  bench->add_option("--state", flags->state, "Where --machine saves")->type_name("FILE")->capture_default_str();
   bench->add_option("--prefill", flags->prefill, "Tokens of the prompt; 0 = no prefill")
       ->check(CLI::Range(0, 1 << 17))
       ->capture_default_str();

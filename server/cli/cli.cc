@@ -13,6 +13,7 @@ void AddSubcommands(CLI::App& app) {
   AddLoad(app);
   AddLogits(app);
   AddBench(app);
+  AddPlan(app);
   AddInspect(app);
   AddConvert(app);
   AddSynth(app);

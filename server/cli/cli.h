@@ -36,6 +36,7 @@ void AddRender(CLI::App& app);
 void AddChecksum(CLI::App& app);
 
 // Devices.
+void AddPlan(CLI::App& app);
 void AddStorageTest(CLI::App& app);
 
 }  // namespace embergate::server
