@@ -1,9 +1,14 @@
 #include "server/cli/cli.h"
 
+#include <string>
+
+#include "server/version.h"
+
 namespace embergate::server {
 
 // In the order of --help.
 void AddSubcommands(CLI::App& app) {
+  app.set_version_flag("--version", std::string("embergate ") + kVersion, "Print the version and exit");
   AddServe(app);
   AddGenerate(app);
   AddChat(app);
@@ -22,6 +27,7 @@ void AddSubcommands(CLI::App& app) {
   AddRender(app);
   AddChecksum(app);
   AddStorageTest(app);
+  AddManual(app);
 }
 
 }  // namespace embergate::server

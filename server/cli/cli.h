@@ -39,6 +39,9 @@ void AddChecksum(CLI::App& app);
 void AddPlan(CLI::App& app);
 void AddStorageTest(CLI::App& app);
 
+// manual and completion: printed from what is declared on `app`, the program as a whole.
+void AddManual(CLI::App& app);
+
 }  // namespace embergate::server
 
 #endif  // EMBERGATE_SERVER_CLI_CLI_H_
