@@ -1,16 +1,20 @@
 #include "server/cli/client.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <fstream>
 #include <iostream>
+#include <random>
 #include <sstream>
 
 #include "absl/status/status.h"
 #include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 #include "server/cli/human.h"
@@ -20,17 +24,38 @@
 namespace embergate::server {
 
 void AddClientOptions(CLI::App& app, ClientFlags& flags) {
-  app.add_option("--address", flags.address, "The server: HOST:PORT or unix:PATH")
+  app.add_option("--address", flags.address,
+                 "The server: HOST:PORT, unix:PATH, or several IP:PORT with commas to spread calls over")
       ->envname("EMBERGATE_ADDRESS")
       ->capture_default_str();
   app.add_option("--timeout", flags.timeout_seconds, "Seconds that a call may take; 0 = any")
       ->check(CLI::Range(0.0, 86400.0));
 }
 
+namespace {
+
+// Of several servers, a call that one has not begun to answer (it was killed, or it drains) is tried at another.
+constexpr char kSpreadConfig[] = R"({"methodConfig": [{
+  "name": [{"service": "embergate.v1.Inference"}],
+  "retryPolicy": {"maxAttempts": 5, "initialBackoff": "0.1s", "maxBackoff": "1s", "backoffMultiplier": 2,
+                  "retryableStatusCodes": ["UNAVAILABLE"]}}]})";
+
+}  // namespace
+
 std::shared_ptr<grpc::Channel> Connect(const ClientFlags& flags) {
   grpc::ChannelArguments arguments;
   arguments.SetMaxReceiveMessageSize(64 << 20);
-  return grpc::CreateCustomChannel(flags.address, grpc::InsecureChannelCredentials(), arguments);
+  arguments.SetLoadBalancingPolicyName("round_robin");  // over all addresses that a name has
+  if (!absl::StrContains(flags.address, ',')) {
+    return grpc::CreateCustomChannel(flags.address, grpc::InsecureChannelCredentials(), arguments);
+  }
+  arguments.SetServiceConfigJSON(kSpreadConfig);
+  // One that connects first gets the first call, and a command often makes no other: begin anywhere.
+  std::vector<std::string> addresses = absl::StrSplit(flags.address, ',');
+  std::shuffle(addresses.begin(), addresses.end(), std::mt19937(std::random_device()()));
+  const bool v6 = absl::StartsWith(addresses[0], "[");
+  return grpc::CreateCustomChannel(absl::StrCat(v6 ? "ipv6:" : "ipv4:", absl::StrJoin(addresses, ",")),
+                                   grpc::InsecureChannelCredentials(), arguments);
 }
 
 void SetDeadline(const ClientFlags& flags, grpc::ClientContext& context) {
