@@ -14,6 +14,8 @@ build_packages=(
   liburing-dev nlohmann-json3-dev libcli11-dev
 )
 test_packages=(libgtest-dev libgmock-dev python3 sentencepiece)
+# The tests of deploy/ skip what is not there.
+test_packages+=(python3-yaml prometheus nginx haproxy)
 
 case "${1:-}" in
   build) packages=("${build_packages[@]}") ;;
@@ -45,7 +47,14 @@ if [ "$(id -u)" -ne 0 ]; then
 fi
 echo "Installing ${#missing[@]} packages: ${missing[*]}"
 log=$(mktemp)
-trap 'rm -f "$log"' EXIT
+policy=
+trap 'rm -f "$log"; [ -z "$policy" ] || "${as_root[@]}" rm -f "$policy"' EXIT
+# What the tests start themselves is not to be started now as a service of this machine.
+if [ ! -e /usr/sbin/policy-rc.d ]; then
+  policy=/usr/sbin/policy-rc.d
+  printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" tee "$policy" >/dev/null
+  "${as_root[@]}" chmod 755 "$policy"
+fi
 install() { "${as_root[@]}" apt-get install -y --no-install-recommends "${missing[@]}" >"$log" 2>&1; }
 # The package lists may be absent (a fresh image) or stale (a package that has moved on): update, then install.
 if ! { "${as_root[@]}" apt-get update >"$log" 2>&1 && install; }; then
