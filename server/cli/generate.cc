@@ -16,6 +16,7 @@
 #include "server/cli/chat_file.h"
 #include "server/cli/cli.h"
 #include "server/cli/client.h"
+#include "server/cli/tools_file.h"
 #include "server/config.h"
 #include "server/grpc_server.h"
 #include "server/logging.h"
@@ -34,6 +35,7 @@ struct GenerateFlags {
   std::string prompt_file;
   std::string messages;  // file
   std::string system;
+  std::string tools;
   std::optional<int> logprobs;         // alternatives
   std::optional<int> prompt_logprobs;  // alternatives
   bool special = false;
@@ -89,6 +91,9 @@ absl::StatusOr<v1::GenerateRequest> MakeRequest(const GenerateFlags& flags, bool
     v1::ChatMessage& message = *chat.add_messages();
     message.set_role(v1::ChatMessage::ROLE_SYSTEM);
     message.set_content(flags.system);
+  }
+  if (!flags.tools.empty()) {
+    EMBERGATE_RETURN_IF_ERROR(AddToolsFile(flags.tools, chat));
   }
   v1::ChatMessage& message = *chat.add_messages();
   message.set_role(v1::ChatMessage::ROLE_USER);
@@ -314,6 +319,10 @@ void AddGenerate(CLI::App& app) {
       ->excludes(ids)
       ->excludes(file)
       ->excludes(chat);
+  generate
+      ->add_option("--tools", flags->tools,
+                   "With --chat: JSON file with a list of functions that the model may ask to call")
+      ->needs(chat);
   generate->add_flag("--thinking", flags->thinking, "With --chat or --messages: let the model think first");
   AddGenerationOptions(*generate, flags->generation);
   CLI::Option* several = generate->add_option("--n", flags->n, "Answers to generate, each printed when it is complete")
