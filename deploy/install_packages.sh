@@ -11,7 +11,7 @@ build_packages=(
   build-essential cmake ninja-build pkg-config
   libgrpc++-dev libprotobuf-dev protobuf-compiler protobuf-compiler-grpc
   libabsl-dev libdnnl-dev ocl-icd-opencl-dev libspdlog-dev prometheus-cpp-dev
-  liburing-dev nlohmann-json3-dev libcli11-dev
+  liburing-dev nlohmann-json3-dev libcli11-dev libedit-dev
 )
 test_packages=(libgtest-dev libgmock-dev python3 sentencepiece)
 # The tests of deploy/ skip what is not there.

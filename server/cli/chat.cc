@@ -2,26 +2,25 @@
 #include <grpcpp/grpcpp.h>
 #include <unistd.h>
 
-#include <atomic>
-#include <csignal>
 #include <cstdio>
 #include <cstdlib>
-#include <iostream>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <string>
-#include <thread>
 #include <utility>
 
+#include "absl/status/status.h"
 #include "absl/strings/ascii.h"
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "embergate/v1/inference.grpc.pb.h"
+#include "engine/text/json_util.h"
+#include "server/cli/chat_session.h"
 #include "server/cli/cli.h"
 #include "server/cli/client.h"
-#include "server/signal_poller.h"
+#include "server/cli/interrupter.h"
+#include "server/cli/line_editor.h"
+#include "server/cli/tools_file.h"
 
 namespace embergate::server {
 namespace {
@@ -30,21 +29,27 @@ struct ChatFlags {
   ClientFlags client;
   GenerationFlags generation;
   std::string system;
+  std::string tools;
+  std::string session;
   bool thinking = false;
+  bool no_history = false;
 };
 
 constexpr char kHelp[] =
     "  /system TEXT  set the system turn and start over (without TEXT: remove it)\n"
-    "  /stats        what the last answer cost\n"
+    "  /stats        what the last answer cost, and the conversation so far\n"
+    "  /retry        answer the last question again\n"
+    "  /undo         forget the last question and its answer\n"
     "  /reset        forget the conversation\n"
+    "  /save FILE    write the conversation to a file; /load FILE goes on with one\n"
     "  /quit         leave (or Ctrl-D)\n"
-    "A line that ends in \\ goes on in the next one. Ctrl-C stops the answer.\n";
+    "A line that ends in \\ goes on in the next one; lines between two lines of \"\"\" belong together.\n"
+    "Ctrl-C stops the answer. With --tools, a call is shown and its result (a JSON object or text) asked for.\n";
 
 // Escape sequences, or nothing where output is no terminal or NO_COLOR is set.
 struct Style {
   const char* prompt = "";
   const char* faint = "";
-  const char* error = "";
   const char* off = "";
 };
 
@@ -52,94 +57,24 @@ Style MakeStyle() {
   if (!isatty(STDOUT_FILENO) || std::getenv("NO_COLOR") != nullptr) {
     return Style();
   }
-  return Style{"\033[1;36m", "\033[2m", "\033[31m", "\033[0m"};
-}
-
-// Ctrl-C in a thread of its own: cancels the call under way; at the prompt, the second one in a row leaves.
-class Interrupter {
- public:
-  explicit Interrupter(const std::string& prompt) : poller_({SIGINT}), prompt_(prompt), thread_([this] { Loop(); }) {}
-  ~Interrupter() {
-    stop_ = true;
-    poller_.Wake();
-    thread_.join();
-  }
-
-  // Between Begin and End, `context` is the call that Ctrl-C cancels.
-  void Begin(grpc::ClientContext* context) {
-    std::lock_guard<std::mutex> lock(mutex_);
-    context_ = context;
-    interrupted_ = false;
-    idle_interrupts_ = 0;
-  }
-  // Whether the call was interrupted.
-  bool End() {
-    std::lock_guard<std::mutex> lock(mutex_);
-    context_ = nullptr;
-    return interrupted_;
-  }
-
- private:
-  void Loop() {
-    while (!stop_) {
-      if (poller_.Wait() == 0) {
-        continue;
-      }
-      std::lock_guard<std::mutex> lock(mutex_);
-      if (context_ != nullptr) {
-        interrupted_ = true;
-        context_->TryCancel();
-      } else if (++idle_interrupts_ == 1) {
-        std::printf("\n(Ctrl-C again or /quit to leave)\n%s", prompt_.c_str());
-        std::fflush(stdout);
-      } else {
-        std::printf("\n");
-        std::fflush(stdout);
-        std::_Exit(130);  // the main thread sits in a read that nothing else ends
-      }
-    }
-  }
-
-  SignalPoller poller_;
-  const std::string prompt_;
-  std::mutex mutex_;
-  grpc::ClientContext* context_ = nullptr;
-  bool interrupted_ = false;
-  int idle_interrupts_ = 0;
-  std::atomic<bool> stop_{false};
-  std::thread thread_;
-};
-
-// A line, with those that it is continued in; nullopt at the end of input.
-std::optional<std::string> ReadInput(const std::string& prompt) {
-  std::string text;
-  std::string line;
-  std::printf("%s", prompt.c_str());
-  std::fflush(stdout);
-  while (std::getline(std::cin, line)) {
-    if (!absl::EndsWith(line, "\\")) {
-      return text + line;
-    }
-    line.back() = '\n';
-    text += line;
-    std::printf("%s", isatty(STDIN_FILENO) ? ". " : "");
-    std::fflush(stdout);
-  }
-  return text.empty() ? std::nullopt : std::optional<std::string>(text);
+  return Style{"\033[1;36m", "\033[2m", "\033[0m"};
 }
 
 class Conversation {
  public:
   explicit Conversation(const ChatFlags& flags)
-      : flags_(flags), style_(MakeStyle()), stub_(v1::Inference::NewStub(Connect(flags.client))) {
-    if (isatty(STDIN_FILENO)) {
-      prompt_ = absl::StrCat(style_.prompt, "> ", style_.off);
-    }
-    Reset(flags.system);
-  }
+      : flags_(flags),
+        style_(MakeStyle()),
+        interrupter_(isatty(STDIN_FILENO) ? absl::StrCat(style_.prompt, "> ", style_.off) : ""),
+        editor_(flags.no_history ? "" : StateFile("chat_history")),
+        stub_(v1::Inference::NewStub(Connect(flags.client))) {}
 
   // The exit code.
   int Run() {
+    if (const absl::Status status = Begin(); !status.ok()) {
+      std::fprintf(stderr, "embergate chat: %s\n", std::string(status.message()).c_str());
+      return 2;
+    }
     v1::GetModelInfoResponse info;
     grpc::ClientContext context;
     SetDeadline(flags_.client, context);
@@ -150,11 +85,11 @@ class Conversation {
       std::fprintf(stderr, "embergate chat: %s has no chat format; use embergate generate\n", info.name().c_str());
       return 2;
     }
-    if (isatty(STDIN_FILENO)) {
-      std::printf("%s%s. /help lists the commands.%s\n", style_.faint, info.name().c_str(), style_.off);
+    if (editor_.terminal()) {
+      Note(absl::StrCat(info.name(), ". /help lists the commands.",
+                        questions() > 0 ? absl::StrCat(" Going on after ", questions(), " questions.") : ""));
     }
-    Interrupter interrupter(prompt_);
-    while (std::optional<std::string> input = ReadInput(prompt_)) {
+    while (std::optional<std::string> input = ReadMessage(editor_, Prompt("> "), Prompt(". "))) {
       const std::string text(absl::StripAsciiWhitespace(*input));
       if (text.empty()) {
         continue;
@@ -165,18 +100,59 @@ class Conversation {
         }
         continue;
       }
-      Answer(text, interrupter);
+      v1::ChatMessage& question = *chat_.add_messages();
+      question.set_role(v1::ChatMessage::ROLE_USER);
+      question.set_content(text);
+      Answer();
     }
-    if (isatty(STDIN_FILENO)) {
+    if (editor_.terminal()) {
       std::printf("\n");
     }
     // In a script, a failed answer is a failure.
-    return isatty(STDIN_FILENO) ? 0 : failure_;
+    return editor_.terminal() ? 0 : failure_;
   }
 
  private:
+  absl::Status Begin() {
+    if (!flags_.tools.empty()) {
+      if (const absl::Status status = AddToolsFile(flags_.tools, tools_); !status.ok()) {
+        return status;
+      }
+    }
+    Reset(flags_.system);
+    if (flags_.session.empty()) {
+      return absl::OkStatus();
+    }
+    absl::StatusOr<v1::ChatInput> session = LoadSession(flags_.session);
+    if (absl::IsNotFound(session.status())) {
+      return absl::OkStatus();  // a new one
+    }
+    if (!session.ok()) {
+      return session.status();
+    }
+    Resume(*std::move(session));
+    if (!flags_.system.empty() && flags_.system != system_) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(flags_.session, " has another system turn than --system; leave that out, or take another file"));
+    }
+    return absl::OkStatus();
+  }
+
+  // Parts that are no characters on the screen are marked for the editor.
+  std::string Prompt(const std::string& text) const {
+    const auto escape = [](const char* sequence) {
+      return *sequence == '\0' ? "" : absl::StrCat("\001", sequence, "\001");
+    };
+    return absl::StrCat(escape(style_.prompt), text, escape(style_.off));
+  }
+
+  void Note(const std::string& text) const {
+    std::printf("%s%s%s\n", style_.faint, text.c_str(), style_.off);
+    std::fflush(stdout);
+  }
+
   void Reset(const std::string& system) {
-    chat_.clear_messages();
+    chat_ = tools_;
     chat_.set_enable_thinking(flags_.thinking);
     if (!system.empty()) {
       v1::ChatMessage& message = *chat_.add_messages();
@@ -184,23 +160,71 @@ class Conversation {
       message.set_content(system);
     }
     system_ = system;
+    finished_.reset();
+  }
+
+  void Resume(v1::ChatInput chat) {
+    if (flags_.tools.empty()) {
+      tools_.mutable_tools()->Swap(chat.mutable_tools());
+    }
+    *chat.mutable_tools() = tools_.tools();
+    const bool has_system = chat.messages_size() > 0 && chat.messages(0).role() == v1::ChatMessage::ROLE_SYSTEM;
+    system_ = has_system ? chat.messages(0).content() : "";
+    chat_ = std::move(chat);
+    chat_.set_enable_thinking(flags_.thinking);
+    finished_.reset();
+  }
+
+  int questions() const {
+    int count = 0;
+    for (const v1::ChatMessage& message : chat_.messages()) {
+      count += message.role() == v1::ChatMessage::ROLE_USER ? 1 : 0;
+    }
+    return count;
+  }
+
+  // Forgets the last question, or only what came after it; false if there is none.
+  bool DropLast(bool keep_question) {
+    if (questions() == 0) {
+      return false;
+    }
+    auto* messages = chat_.mutable_messages();
+    while (messages->rbegin()->role() != v1::ChatMessage::ROLE_USER) {
+      messages->RemoveLast();
+    }
+    if (!keep_question) {
+      messages->RemoveLast();
+    }
+    return true;
   }
 
   // False to leave.
   bool Command(const std::string& text) {
-    absl::string_view rest = text;
-    if (text == "/quit" || text == "/exit") {
+    const size_t space = text.find_first_of(" \n\t");
+    const std::string name = text.substr(0, space);
+    const std::string rest =
+        space == std::string::npos ? "" : std::string(absl::StripAsciiWhitespace(text.substr(space)));
+    if (name == "/quit" || name == "/exit") {
       return false;
     }
-    if (text == "/reset") {
+    if (name == "/reset") {
       Reset(system_);
-      std::printf("%sThe conversation is forgotten.%s\n", style_.faint, style_.off);
-    } else if (text == "/stats") {
-      std::printf("%s%s%s", style_.faint, finished_ ? Summary(*finished_).c_str() : "No answer yet.\n", style_.off);
-    } else if (text == "/system" || absl::ConsumePrefix(&rest, "/system ")) {
-      Reset(text == "/system" ? "" : std::string(absl::StripAsciiWhitespace(rest)));
-      std::printf("%sSystem turn %s; the conversation starts over.%s\n", style_.faint,
-                  system_.empty() ? "removed" : "set", style_.off);
+      Note("The conversation is forgotten.");
+    } else if (name == "/stats") {
+      Stats();
+    } else if (name == "/system") {
+      Reset(rest);
+      Note(absl::StrCat("System turn ", system_.empty() ? "removed" : "set", "; the conversation starts over."));
+    } else if (name == "/undo") {
+      Note(DropLast(/*keep_question=*/false) ? "The last question is forgotten." : "There is no question yet.");
+    } else if (name == "/retry") {
+      if (DropLast(/*keep_question=*/true)) {
+        Answer();
+      } else {
+        Note("There is no question yet.");
+      }
+    } else if (name == "/save" || name == "/load") {
+      File(name == "/save", rest);
     } else {
       std::printf("%s%s%s", style_.faint, kHelp, style_.off);
     }
@@ -208,7 +232,33 @@ class Conversation {
     return true;
   }
 
-  void Print(const v1::Delta& delta) {
+  void Stats() const {
+    if (!finished_.has_value()) {
+      Note("No answer yet.");
+      return;
+    }
+    std::printf("%s%sconversation: %d questions, %d answers, %lld tokens generated%s\n", style_.faint,
+                Summary(*finished_).c_str(), questions(), answers_, static_cast<long long>(tokens_), style_.off);
+  }
+
+  void File(bool save, const std::string& path) {
+    if (path.empty()) {
+      Note(absl::StrCat("Which file? ", save ? "/save" : "/load", " FILE"));
+      return;
+    }
+    absl::Status status;
+    if (save) {
+      status = SaveSession(chat_, path);
+    } else if (absl::StatusOr<v1::ChatInput> chat = LoadSession(path); chat.ok()) {
+      Resume(*std::move(chat));
+    } else {
+      status = chat.status();
+    }
+    Note(!status.ok() ? std::string(status.message())
+                      : absl::StrCat(save ? "Saved " : "Going on with ", questions(), " questions."));
+  }
+
+  void Print(const v1::Delta& delta) const {
     if (!delta.thinking().empty()) {
       std::printf("%s%s%s", style_.faint, delta.thinking().c_str(), style_.off);
     }
@@ -220,10 +270,20 @@ class Conversation {
     std::fflush(stdout);
   }
 
-  void Answer(const std::string& text, Interrupter& interrupter) {
-    v1::ChatMessage& question = *chat_.add_messages();
-    question.set_role(v1::ChatMessage::ROLE_USER);
-    question.set_content(text);
+  // Answers the conversation as it stands, asking for the results of tools as long as there are calls.
+  void Answer() {
+    while (Generate() && AddResults()) {
+    }
+    if (!flags_.session.empty()) {
+      if (const absl::Status status = SaveSession(chat_, flags_.session); !status.ok()) {
+        std::fprintf(stderr, "embergate chat: %s\n", std::string(status.message()).c_str());
+        failure_ = 1;
+      }
+    }
+  }
+
+  // One answer of the model; false if it failed or was stopped.
+  bool Generate() {
     v1::GenerateRequest request;
     if (const absl::Status status = Apply(flags_.generation, request); !status.ok()) {
       std::fprintf(stderr, "embergate chat: %s\n", std::string(status.message()).c_str());
@@ -235,7 +295,7 @@ class Conversation {
 
     grpc::ClientContext context;
     SetDeadline(flags_.client, context);
-    interrupter.Begin(&context);
+    interrupter_.Begin(&context);
     const auto stream = stub_->Generate(&context, request);
     v1::ChatMessage answer;
     answer.set_role(v1::ChatMessage::ROLE_ASSISTANT);
@@ -248,15 +308,18 @@ class Conversation {
         answer.mutable_tool_calls()->MergeFrom(response.delta().tool_calls());
       } else if (response.has_finished()) {
         finished_ = response.finished();
+        tokens_ += finished_->usage().output_tokens();
+        ++answers_;
       }
     }
     const grpc::Status status = stream->Finish();
-    const bool interrupted = interrupter.End();
-    std::printf("\n");
+    const bool interrupted = interrupter_.End();
+    if (answer.tool_calls_size() == 0) {
+      std::printf("\n");
+    }
     std::fflush(stdout);
     if (interrupted) {
-      std::printf("%s(stopped)%s\n", style_.faint, style_.off);
-      std::fflush(stdout);
+      Note("(stopped)");
     } else if (!status.ok()) {
       failure_ = ReportError("chat", status);
     }
@@ -265,17 +328,48 @@ class Conversation {
     if (status.ok() || !answer.content().empty()) {
       *chat_.add_messages() = std::move(answer);
     } else {
-      chat_.mutable_messages()->RemoveLast();
+      DropLast(/*keep_question=*/false);
     }
+    return status.ok();
+  }
+
+  // Asks for the results of the last answer's calls; false if there are none, or none is given: then the question is
+  // forgotten, for a call without its result cannot be followed by anything else.
+  bool AddResults() {
+    const v1::ChatMessage caller = *chat_.messages().rbegin();
+    for (const v1::ToolCall& call : caller.tool_calls()) {
+      const std::optional<std::string> line = editor_.ReadLine(Prompt(absl::StrCat(call.name(), " = ")));
+      const std::string text(absl::StripAsciiWhitespace(line.value_or("")));
+      if (text.empty()) {
+        DropLast(/*keep_question=*/false);
+        Note("No result: the question is forgotten.");
+        return false;
+      }
+      v1::ChatMessage& result = *chat_.add_messages();
+      result.set_role(v1::ChatMessage::ROLE_TOOL);
+      result.set_tool_call_id(call.id());
+      result.set_tool_name(call.name());
+      const absl::StatusOr<nlohmann::json> parsed = engine::ParseBoundedJson(text);
+      if (parsed.ok() && parsed->is_object()) {
+        result.set_tool_result_json(text);
+      } else {
+        result.set_content(text);
+      }
+    }
+    return caller.tool_calls_size() > 0;
   }
 
   const ChatFlags& flags_;
   const Style style_;
-  std::string prompt_;  // empty where input is no terminal
+  Interrupter interrupter_;  // first: it has to be made before other threads
+  LineEditor editor_;
   std::unique_ptr<v1::Inference::Stub> stub_;
-  std::string system_;
+  v1::ChatInput tools_;  // a conversation without messages
   v1::ChatInput chat_;
-  std::optional<v1::Finished> finished_;
+  std::string system_;
+  std::optional<v1::Finished> finished_;  // of the last answer
+  int answers_ = 0;
+  int64_t tokens_ = 0;
   int failure_ = 0;
 };
 
@@ -285,7 +379,11 @@ void AddChat(CLI::App& app) {
   CLI::App* chat = app.add_subcommand("chat", "Talk with the model in the terminal");
   auto flags = std::make_shared<ChatFlags>();
   chat->add_option("--system", flags->system, "The system turn: instructions for the whole conversation");
+  chat->add_option("--tools", flags->tools, "JSON file with a list of functions that the model may ask to call");
+  chat->add_option("--session", flags->session,
+                   "File that keeps the conversation: goes on with it if it is there, written after every answer");
   chat->add_flag("--thinking", flags->thinking, "Let the model think before it answers");
+  chat->add_flag("--no-history", flags->no_history, "Do not keep typed lines for the next time");
   AddGenerationOptions(*chat, flags->generation);
   AddClientOptions(*chat, flags->client);
   chat->footer(kHelp);
