@@ -289,7 +289,7 @@ class Conversation {
       std::fprintf(stderr, "embergate chat: %s\n", std::string(status.message()).c_str());
       failure_ = 2;
       chat_.mutable_messages()->RemoveLast();
-      return;
+      return false;
     }
     *request.mutable_chat() = chat_;
 
