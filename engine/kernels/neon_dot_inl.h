@@ -20,8 +20,8 @@ inline void DotChunk(const uint8_t* low, const uint8_t* high, const int8x16_t* q
 }
 
 template <Kind kKind, int kTokens, int kFrom, int kCount>
-inline void Sums(const uint8_t* low, const uint8_t* high, const ActivationUnit* x, int64_t x_stride, int init,
-                 int32x4_t (*sum)[2]) {
+[[gnu::always_inline]] inline void Sums(const uint8_t* low, const uint8_t* high, const ActivationUnit* x,
+                                        int64_t x_stride, int init, int32x4_t (*sum)[2]) {
   Start<kKind, kTokens>(x, x_stride, init, sum);
   int8x16_t q[kTokens];
 #pragma GCC unroll 4

@@ -29,7 +29,8 @@ void UnpackPairs(const uint8_t* low, const uint8_t* high, int units, uint8_t* ou
 
 // Sums over eight-column steps [kFrom, kFrom + kCount) of eight rows and two pairs of tokens.
 template <Kind kKind, int kFrom, int kCount>
-inline void PairSums(const uint8_t* w, const ActivationUnit* x, int64_t x_stride, int init, int32x4_t (*sum)[2]) {
+[[gnu::always_inline]] inline void PairSums(const uint8_t* w, const ActivationUnit* x, int64_t x_stride, int init,
+                                            int32x4_t (*sum)[2]) {
   int32x4_t products[4][2];  // [pair of rows][pair of tokens]: row 0 token 0, row 0 token 1, row 1 token 0, ...
 #pragma GCC unroll 2
   for (int p = 0; p < 2; ++p) {

@@ -51,8 +51,8 @@ inline void Widen(const int16x8_t (*lanes)[4], int32x4_t (*sum)[2]) {
 }
 
 template <Kind kKind, int kTokens, int kFrom, int kCount>
-inline void Sums(const uint8_t* low, const uint8_t* high, const ActivationUnit* x, int64_t x_stride, int init,
-                 int32x4_t (*sum)[2]) {
+[[gnu::always_inline]] inline void Sums(const uint8_t* low, const uint8_t* high, const ActivationUnit* x,
+                                        int64_t x_stride, int init, int32x4_t (*sum)[2]) {
   Start<kKind, kTokens>(x, x_stride, init, sum);
   int16x8_t lanes[kTokens][4];
   constexpr bool kSigned = kKind.is_signed;

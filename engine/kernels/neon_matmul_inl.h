@@ -65,12 +65,12 @@ inline int8x16_t Chunk(const uint8_t* low, const uint8_t* high) {
 
 // sum[t][r] = init + sums over chunks [kFrom, kFrom + kCount) of rows 4r..4r+3 (of the eight at low, high).
 template <Kind kKind, int kTokens, int kFrom, int kCount>
-inline void Sums(const uint8_t* low, const uint8_t* high, const ActivationUnit* x, int64_t x_stride, int init,
-                 int32x4_t (*sum)[2]);
+[[gnu::always_inline]] inline void Sums(const uint8_t* low, const uint8_t* high, const ActivationUnit* x,
+                                        int64_t x_stride, int init, int32x4_t (*sum)[2]);
 
 // init of every token, for both registers.
 template <Kind kKind, int kTokens>
-inline void Start(const ActivationUnit* x, int64_t x_stride, int init, int32x4_t (*sum)[2]) {
+[[gnu::always_inline]] inline void Start(const ActivationUnit* x, int64_t x_stride, int init, int32x4_t (*sum)[2]) {
 #pragma GCC unroll 4
   for (int t = 0; t < kTokens; ++t) {
     sum[t][0] = vdupq_n_s32(kKind.bias ? x[t * x_stride].init[init] : 0);
@@ -79,8 +79,9 @@ inline void Start(const ActivationUnit* x, int64_t x_stride, int init, int32x4_t
 }
 
 template <Kind kKind, int kTokens>
-inline void ScaleSums(const float* scale, const float* min, const ActivationUnit* x, int64_t x_stride, int half,
-                      const int32x4_t (*sum)[2], float32x4_t (*acc)[2]) {
+[[gnu::always_inline]] inline void ScaleSums(const float* scale, const float* min, const ActivationUnit* x,
+                                             int64_t x_stride, int half, const int32x4_t (*sum)[2],
+                                             float32x4_t (*acc)[2]) {
 #pragma GCC unroll 2
   for (int r = 0; r < 2; ++r) {
     const float32x4_t s = vld1q_f32(scale + 4 * r);
