@@ -4,7 +4,7 @@
   tests/bench/arm_cycles.py [FOLDER]
 
 FOLDER holds the kernels' objects of a cross build: build-arm64/engine/CMakeFiles/embergate_engine.dir/kernels by default.
-Needs aarch64-linux-gnu-objdump and llvm-mca of LLVM 16 or newer (the first with a model of Neoverse N1, which is the
+Needs aarch64-linux-gnu-objdump and llvm-mca of LLVM 17 or newer (16 takes Neoverse N1 for a Cortex-A57; N1 is the
 Cortex-A76's twin). A pass of each loop is one unit of 8 rows (32 columns, 256 weights) for all of its tokens, with all
 data in the first-level cache.
 """
@@ -57,17 +57,17 @@ def find_loop(body, multiplication, count):
 
 
 def whole_loads(match):
-    second = f", q{match[4]}" if match[4] else ""
-    return f"{match[1]}\tq{match[3]}{second}"
+    second = f", q{match[3]}" if match[3] else ""
+    return f"{match[1]}\tq{match[2]}{second}, [{match[4]}]"
 
 
 def cycles(loop, cpu, mca):
-    text = "\n".join(re.sub(r"([0-9a-f]+) <.*>", "1b", line) if re.match(r"(b\.|cb|tb)", line) else line for line in loop)
+    text = "\n".join(re.sub(r"([0-9a-f]+) <.*>", ".Lloop", line) if re.match(r"(b\.|cb|tb)", line) else line for line in loop)
     # Loads of part of a vector register clear the rest, but llvm-mca lets them wait for the register's old value: whole
     # ones cost the same.
-    text = re.sub(r"^(ldu?r|ldp)\t([sd])(\d+)(?:, [sd](\d+))?", whole_loads, text, flags=re.M)
+    text = re.sub(r"^(ldu?r|ldp)\t[sd](\d+), (?:[sd](\d+), )?\[(\w+).*$", whole_loads, text, flags=re.M)
     out = subprocess.run([mca, "-mtriple=aarch64", f"-mcpu={cpu}", "-mattr=+dotprod,+i8mm", "-iterations=200"],
-                         input="1:\n" + text + "\n", check=True, capture_output=True, text=True).stdout
+                         input=".Lloop:\n" + text + "\n", check=True, capture_output=True, text=True).stdout
     return float(re.search(r"Total Cycles:\s+(\d+)", out)[1]) / 200
 
 
