@@ -313,6 +313,13 @@ absl::Status GgufFile::ReadTensor(const GgufTensor& tensor, uint64_t offset, abs
                       absl::StrCat("tensor '", PrintableName(tensor.name), "': ", std::string(status.message())));
 }
 
+absl::Status GgufFile::ReadBytes(int shard, uint64_t file_offset, absl::Span<uint8_t> out) const {
+  if (shard < 0 || static_cast<size_t>(shard) >= impl_->shards.size()) {
+    return absl::OutOfRangeError(absl::StrCat("there is no shard ", shard, " of ", impl_->shards.size()));
+  }
+  return impl_->shards[static_cast<size_t>(shard)]->Read(file_offset, out);
+}
+
 std::vector<std::string> GgufFile::keys() const {
   std::vector<std::string> keys;
   keys.reserve(impl_->header.entries.size());

@@ -86,6 +86,9 @@ class GgufFile {
   // in the file leave the same remainder modulo 4096. Errors: OUT_OF_RANGE, DATA_LOSS (short file), UNAVAILABLE (device
   // error).
   absl::Status ReadTensor(const GgufTensor& tensor, uint64_t offset, absl::Span<uint8_t> out) const;
+  // The same for any bytes of a shard, for who reads several tensors at once. Errors: OUT_OF_RANGE (a shard that is not
+  // there), DATA_LOSS, UNAVAILABLE.
+  absl::Status ReadBytes(int shard, uint64_t file_offset, absl::Span<uint8_t> out) const;
 
   // ---- Metadata ----
   std::vector<std::string> keys() const;  // in file order

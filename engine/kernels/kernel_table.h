@@ -133,6 +133,8 @@ struct MachineTable {
   const char* integer_loop_name;
 };
 
+struct SparseTable;  // column_format.h
+
 struct KernelTable {
   const char* name;
   const ElementwiseTable* elementwise;
@@ -140,6 +142,7 @@ struct KernelTable {
   const MachineTable* machine;
   const MatMulTable* matmul;
   const KvRowTable* kv_rows;
+  const SparseTable* sparse;
 };
 
 // The table in use.

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "engine/kernels/column_format.h"
 #include "engine/kernels/kernel_table.h"
 
 #if defined(__x86_64__)
@@ -52,16 +53,19 @@ struct Candidate {
 // Best first.
 constexpr Candidate kCandidates[] = {
 #if defined(__x86_64__)
-    {{"avx512vnni", &kAvx512Elementwise, &kAvx512Attention, &kAvx512Machine, &kAvx512MatMul, &kAvx2KvRows},
+    {{"avx512vnni", &kAvx512Elementwise, &kAvx512Attention, &kAvx512Machine, &kAvx512MatMul, &kAvx2KvRows,
+      &kAvx512Sparse},
      HasAvx512Vnni},
-    {{"avx2", &kAvx2Elementwise, &kAvx2Attention, &kAvx2Machine, &kAvx2MatMul, &kAvx2KvRows}, HasAvx2},
+    {{"avx2", &kAvx2Elementwise, &kAvx2Attention, &kAvx2Machine, &kAvx2MatMul, &kAvx2KvRows, &kAvx2Sparse}, HasAvx2},
 #elif defined(__aarch64__)
-    {{"neon_i8mm", &kNeonElementwise, &kNeonAttention, &kNeonI8mmMachine, &kNeonI8mmMatMul, &kNeonKvRows}, HasI8mm},
-    {{"neon_dotprod", &kNeonElementwise, &kNeonAttention, &kNeonDotMachine, &kNeonDotMatMul, &kNeonKvRows},
+    {{"neon_i8mm", &kNeonElementwise, &kNeonAttention, &kNeonI8mmMachine, &kNeonI8mmMatMul, &kNeonKvRows, &kNeonSparse},
+     HasI8mm},
+    {{"neon_dotprod", &kNeonElementwise, &kNeonAttention, &kNeonDotMachine, &kNeonDotMatMul, &kNeonKvRows,
+      &kNeonSparse},
      HasDotProduct},
-    {{"neon", &kNeonElementwise, &kNeonAttention, &kNeonMachine, &kNeonMatMul, &kNeonKvRows}, Always},
+    {{"neon", &kNeonElementwise, &kNeonAttention, &kNeonMachine, &kNeonMatMul, &kNeonKvRows, &kNeonSparse}, Always},
 #endif
-    {{"reference", &kRefElementwise, &kRefAttention, &kRefMachine, &kRefMatMul, &kRefKvRows}, Always},
+    {{"reference", &kRefElementwise, &kRefAttention, &kRefMachine, &kRefMatMul, &kRefKvRows, &kRefSparse}, Always},
 };
 
 const KernelTable* Best() {

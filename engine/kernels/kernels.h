@@ -42,8 +42,8 @@ class Matrix {
   // that no kernel takes; RESOURCE_EXHAUSTED when memory is refused.
   static absl::StatusOr<Matrix> Create(storage::TensorType type, int64_t rows, int64_t cols);
   // Appends whole rows in the file's format, in order, any number at a time; repacks them as it goes, so loading
-  // needs no second copy. The matrix is complete when `rows` rows were appended.
-  absl::Status AppendRows(absl::Span<const uint8_t> file_bytes);
+  // needs no second copy, with all of `pool` if there is one. The matrix is complete when `rows` rows were appended.
+  absl::Status AppendRows(absl::Span<const uint8_t> file_bytes, ThreadPool* pool = nullptr);
 
   bool complete() const;
   storage::TensorType type() const;  // as stored in the file

@@ -255,6 +255,16 @@ void SetInit(InitForm form, int bias, int group, int64_t units, ActivationUnit* 
 
 }  // namespace
 
+void MultiplyPanels(const Matrix::Impl& w, const MatMulInput::Impl& x, float* y, int64_t y_stride, int64_t panel_begin,
+                    int64_t panel_end) {
+  const Product product{&w, &x, y, y_stride};
+  if (x.n <= Kernels().matmul->packed_tokens_max) {
+    FewTokens(product, panel_begin, panel_end);
+  } else {
+    ManyTokens(product, panel_begin, panel_end);
+  }
+}
+
 void MatMulInput::Impl::Prepare(int bias, int group, ThreadPool& pool) {
   const MatMulTable& table = *Kernels().matmul;
   if (quantized && init_bias == bias && init_group == group) {

@@ -12,12 +12,14 @@
 #include "engine/kernels/dequantize.h"
 #include "engine/kernels/float16.h"
 #include "engine/kernels/matrix_impl.h"
+#include "engine/kernels/panel_pack.h"
 
 namespace embergate::engine {
 namespace {
 
 using storage::TensorType;
 
+constexpr int64_t kPanelsTogether = 4;  // that a thread packs at a time
 constexpr size_t kPageBytes = 4096;
 constexpr size_t kHugePageBytes = size_t{2} << 20;
 
@@ -104,22 +106,6 @@ void PackBlock(const QuantFormat& format, const PanelLayout& layout, const Block
   }
 }
 
-// Q4_0's and IQ4_NL's nibbles are already paired as the plane pairs them (element i with i + 16), Q8_0's bytes are
-// whole codes: four-byte words move as they are. These are most bytes of most files; a panel is read once.
-void PackWords(const PanelLayout& layout, const uint8_t* blocks, int64_t block_bytes, int words, int row,
-               uint8_t* panel) {
-  for (int64_t first = 0; first < layout.units; first += kBlockUnits) {
-    const UnitPlace place = PlaceOfUnit(layout, panel, first);
-    for (int64_t b = 0; b < place.block_units; ++b, blocks += block_bytes) {
-      std::memcpy(place.scales + 2 * (b * kPanelRows + row), blocks, 2);
-      uint8_t* unit = place.low + b * layout.low_unit_bytes + row * 4;
-      for (int w = 0; w < words; ++w) {
-        std::memcpy(unit + w * kChunkBytes, blocks + 2 + 4 * w, 4);
-      }
-    }
-  }
-}
-
 void PackRow(const Matrix::Impl& m, const uint8_t* file_row, int row, uint8_t* panel) {
   if (m.format == nullptr) {
     const size_t bytes = static_cast<size_t>(m.element_bytes);
@@ -131,16 +117,27 @@ void PackRow(const Matrix::Impl& m, const uint8_t* file_row, int row, uint8_t* p
   }
   const QuantFormat& format = *m.format;
   const int64_t block_bytes = storage::TraitsOf(m.type).block_bytes;
-  if (m.type == TensorType::kQ4_0 || m.type == TensorType::kIQ4_NL) {
-    return PackWords(m.layout, file_row, block_bytes, 4, row, panel);
-  }
-  if (m.type == TensorType::kQ8_0) {
-    return PackWords(m.layout, file_row, block_bytes, 8, row, panel);
-  }
   BlockCodes codes;
   for (int64_t b = 0; b < m.cols / format.block; ++b) {
     DecodeBlock(format, file_row + b * block_bytes, &codes);
     PackBlock(format, m.layout, codes, b, row, panel);
+  }
+}
+
+// Packs rows [row, end), all of one panel; `file_rows` starts with row `begin`.
+void PackRows(const Matrix::Impl& m, const uint8_t* file_rows, int64_t begin, int64_t row, int64_t end) {
+  uint8_t* panel = m.memory.data() + row / kPanelRows * m.layout.panel_bytes;
+  const uint8_t* from = file_rows + (row - begin) * m.row_bytes;
+  if (HasWordCodes(m.type) && end - row == kPanelRows) {  // most bytes of most files
+    const uint8_t* rows[kPanelRows];
+    for (const uint8_t*& to : rows) {
+      to = from;
+      from += m.row_bytes;
+    }
+    return PackPanel(m.type, m.layout, rows, panel);
+  }
+  for (; row < end; ++row, from += m.row_bytes) {
+    PackRow(m, from, static_cast<int>(row % kPanelRows), panel);
   }
 }
 
@@ -277,18 +274,28 @@ absl::StatusOr<Matrix> Matrix::Create(TensorType type, int64_t rows, int64_t col
   return matrix;
 }
 
-absl::Status Matrix::AppendRows(absl::Span<const uint8_t> file_bytes) {
+absl::Status Matrix::AppendRows(absl::Span<const uint8_t> file_bytes, ThreadPool* pool) {
   Impl& impl = *impl_;
   const int64_t size = static_cast<int64_t>(file_bytes.size());
   if (impl.row_bytes == 0 || size % impl.row_bytes != 0 || size / impl.row_bytes > impl.rows - impl.appended) {
     return absl::InvalidArgumentError(absl::StrCat(size, " bytes are not whole rows (", impl.row_bytes,
                                                    " bytes each) of the ", impl.rows - impl.appended, " missing"));
   }
-  for (const uint8_t* row = file_bytes.data(); row != file_bytes.data() + size; row += impl.row_bytes) {
-    uint8_t* panel = impl.memory.data() + impl.appended / kPanelRows * impl.layout.panel_bytes;
-    PackRow(impl, row, static_cast<int>(impl.appended % kPanelRows), panel);
-    ++impl.appended;
+  const int64_t begin = impl.appended;
+  const int64_t end = begin + size / impl.row_bytes;
+  const int64_t first_panel = begin / kPanelRows;
+  const int64_t panels = (end + kPanelRows - 1) / kPanelRows - first_panel;
+  const auto pack = [&](int64_t from, int64_t to, int) {
+    for (int64_t p = first_panel + from; p < first_panel + to; ++p) {
+      PackRows(impl, file_bytes.data(), begin, std::max(begin, p * kPanelRows), std::min(end, (p + 1) * kPanelRows));
+    }
+  };
+  if (pool != nullptr) {
+    pool->ParallelFor(panels, kPanelsTogether, pack);
+  } else {
+    pack(0, panels, 0);
   }
+  impl.appended = end;
   return absl::OkStatus();
 }
 

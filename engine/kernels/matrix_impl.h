@@ -72,6 +72,11 @@ struct MatMulInput::Impl {
   void Prepare(int bias, int group, ThreadPool& pool);
 };
 
+// y = W x for panels [panel_begin, panel_end) of quantised weights, on the calling thread; y is that of row 0 of `w`,
+// of which type, format, cols, layout, rows and the panels' bytes are read. x is prepared for the format.
+void MultiplyPanels(const Matrix::Impl& w, const MatMulInput::Impl& x, float* y, int64_t y_stride, int64_t panel_begin,
+                    int64_t panel_end);
+
 }  // namespace embergate::engine
 
 #endif  // EMBERGATE_ENGINE_KERNELS_MATRIX_IMPL_H_
