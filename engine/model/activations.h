@@ -55,10 +55,12 @@ struct Activations {
       : Activations(config, tokens, context_max, workers, {config, tokens, workers}) {}
   // Less the products' inputs: see InputBytesFor.
   static uint64_t BytesFor(const ModelConfig& config, int tokens, int context_max, int workers) {
-    return Sizes(config, tokens, workers).Total() * sizeof(float) +
+    return Sizes(config, tokens, workers).Total() * sizeof(float) + ChannelsFor(config) * (sizeof(int32_t) + 1) +
            AttentionScratch::BytesFor(config, tokens, context_max, workers);
   }
-  uint64_t bytes() const { return floats_bytes + attention_scratch.bytes() + input.resident_bytes(); }
+  uint64_t bytes() const {
+    return floats_bytes + channels.bytes() + channel_marks.bytes() + attention_scratch.bytes() + input.resident_bytes();
+  }
   bool refused() const { return any_refused; }
   // Of the products' inputs.
   static uint64_t InputBytesFor(const ModelConfig& config, int tokens, int workers) {
@@ -85,11 +87,16 @@ struct Activations {
   AlignedBuffer<float> laurel_low;    // 3n: [T, R]
   AlignedBuffer<float> laurel;        // 3n: [T, d]
   AlignedBuffer<float> worker;        // [workers, d]
+  AlignedBuffer<int32_t> channels;    // [I] where a layer's gate is cut: the feed-forward channels in use
+  AlignedBuffer<uint8_t> channel_marks;  // [I]
   AttentionScratch attention_scratch;
   MatMulInput input;  // of the products being computed
   bool any_refused;
 
  private:
+  static size_t ChannelsFor(const ModelConfig& config) {
+    return config.has_sparse_layers() ? static_cast<size_t>(config.feed_forward_max()) : 0;
+  }
   Activations(const ModelConfig& config, int tokens, int context_max, int workers, const Sizes& s)
       : floats_bytes(s.Total() * sizeof(float)),
         x(s.x),
@@ -111,9 +118,11 @@ struct Activations {
         laurel_low(s.laurel_low),
         laurel(s.laurel),
         worker(s.worker),
+        channels(ChannelsFor(config)),
+        channel_marks(ChannelsFor(config)),
         attention_scratch(config, tokens, context_max, workers),
         input(tokens, s.cols_max),
-        any_refused(attention_scratch.refused()) {
+        any_refused(attention_scratch.refused() || channels.refused() || channel_marks.refused()) {
     for (const AlignedBuffer<float>* buffer :
          {&x, &embedding, &normed, &branch, &q, &attention, &k, &v, &gate, &up, &ple_gate, &ple_update, &rope_full,
           &rope_sliding, &streams, &predicted, &laurel_low, &laurel, &worker}) {

@@ -218,6 +218,10 @@ int ModelConfig::feed_forward_max() const {
   return width;
 }
 
+bool ModelConfig::has_sparse_layers() const {
+  return std::any_of(layers.begin(), layers.end(), [](const LayerConfig& layer) { return layer.is_sparse(); });
+}
+
 absl::StatusOr<ModelConfig> ReadModelConfig(const storage::GgufFile& file) {
   absl::StatusOr<absl::string_view> architecture = file.GetString(gguf::kArchitecture);
   if (!architecture.ok()) {

@@ -40,6 +40,8 @@ struct LayerConfig {
   int feed_forward = 0;
   // Gemma 3n: gate values are cut at mean + this * std; -infinity = no cut.
   float sparsity_scale = -std::numeric_limits<float>::infinity();
+
+  bool is_sparse() const { return sparsity_scale > -std::numeric_limits<float>::infinity(); }
 };
 
 struct ModelConfig {
@@ -49,10 +51,10 @@ struct ModelConfig {
   int vocab = 0;             // V
   int heads = 0;             // H
   int context_trained = 0;
-  int window = 0;        // W: positions that a sliding layer sees, the current one included
-  int own_layers = 0;    // F: layers below it own K and V, the others share
-  int ple_width = 0;     // p; 0 = no per-layer embeddings
-  int64_t ple_rows = 0;  // rows of the table; an id beyond them takes row 0
+  int window = 0;                  // W: positions that a sliding layer sees, the current one included
+  int own_layers = 0;              // F: layers below it own K and V, the others share
+  int ple_width = 0;               // p; 0 = no per-layer embeddings
+  int64_t ple_rows = 0;            // rows of the table; an id beyond them takes row 0
   float rms_eps = 0;
   float softcap = 0;  // of the logits; 0 = none
   float rope_base_full = 0;
@@ -71,6 +73,7 @@ struct ModelConfig {
   int kv_width_max() const;  // K * D
   int head_dim_max() const;
   int feed_forward_max() const;
+  bool has_sparse_layers() const;
 };
 
 // Errors: UNIMPLEMENTED (another architecture; names those that are served), FAILED_PRECONDITION (a key is missing,

@@ -10,6 +10,7 @@
 #include "absl/strings/str_join.h"
 #include "engine/convert/gguf_keys.h"
 #include "engine/convert/table_checksums.h"
+#include "engine/kernels/sparse_matmul.h"
 #include "engine/model/activations.h"
 #include "engine/model/config.h"
 #include "engine/model/kv_cache.h"
@@ -100,6 +101,14 @@ uint64_t RowBufferBytes(const storage::GgufTensor& table, const storage::RowStor
          static_cast<uint64_t>(rows.tickets_max) * (static_cast<uint64_t>(rows.rows_per_ticket_max) * 8 + kEntryBytes);
 }
 
+// The widest input of a sparse product: `up` has d columns, `down` the feed-forward's width.
+int64_t SparseColumnsMax(const ModelConfig& config) { return std::max(config.hidden, config.feed_forward_max()); }
+
+uint64_t SparseScratchBytesFor(const ModelConfig& config, const ModelLimits& limits, int workers) {
+  return config.has_sparse_layers() ? SparseScratch::BytesFor(limits.step_tokens_max, SparseColumnsMax(config), workers)
+                                    : 0;
+}
+
 absl::StatusOr<std::vector<MemoryPart>> PlanParts(const storage::GgufFile& file, const ModelConfig& config,
                                                   const WeightsSummary& summary, const DecoderOptions& options,
                                                   int workers) {
@@ -114,6 +123,7 @@ absl::StatusOr<std::vector<MemoryPart>> PlanParts(const storage::GgufFile& file,
   }
   uint64_t scratch = Activations::BytesFor(config, limits.step_tokens_max, limits.context_max, workers);
   scratch += Activations::InputBytesFor(config, limits.step_tokens_max, workers);
+  scratch += SparseScratchBytesFor(config, limits, workers);
   if (config.ple_width > 0) {
     scratch += PerLayerInputs::ScratchBytesFor(config, limits, workers);
     const storage::GgufTensor& table = *file.FindTensor(gguf::kPerLayerTokenEmbd);
@@ -174,7 +184,7 @@ class GgufDecoderModel : public DecoderModel {
   }
 
   absl::Status Init(const storage::GgufFile& file, const DecoderOptions& options, const Progress& progress) {
-    EMBERGATE_ASSIGN_OR_RETURN(weights_, LoadWeights(file, config_, progress));
+    EMBERGATE_ASSIGN_OR_RETURN(weights_, LoadWeights(file, config_, pool_, progress));
     EMBERGATE_RETURN_IF_ERROR(CheckRopeFactors(file, weights_));
     for (const LayerConfig& layer : config_.layers) {
       std::vector<float>& frequencies = layer.sliding ? frequencies_sliding_ : frequencies_full_;
@@ -188,6 +198,10 @@ class GgufDecoderModel : public DecoderModel {
         std::make_unique<Activations>(config_, limits_.step_tokens_max, limits_.context_max, pool_.threads());
     if (activations_->refused()) {
       return absl::ResourceExhaustedError("no memory for the scratch of a step; lower the tokens of a step");
+    }
+    if (config_.has_sparse_layers()) {
+      EMBERGATE_ASSIGN_OR_RETURN(
+          sparse_, SparseScratch::Create(limits_.step_tokens_max, SparseColumnsMax(config_), pool_.threads()));
     }
     EMBERGATE_ASSIGN_OR_RETURN(ple_, PerLayerInputs::Create(file, config_, options, limits_, pool_));
     weight_bytes_ = ResidentBytes(weights_);
@@ -227,7 +241,7 @@ class GgufDecoderModel : public DecoderModel {
       parts.push_back({"row_cache", rows.cache_bytes});
       parts.push_back({"row_buffers", rows.held_bytes + rows.buffer_bytes + rows.checksum_bytes + rows.other_bytes});
     }
-    parts.push_back({"scratch", activations_->bytes() + ple_->scratch_bytes()});
+    parts.push_back({"scratch", activations_->bytes() + sparse_.bytes() + ple_->scratch_bytes()});
     return parts;
   }
 
@@ -350,9 +364,9 @@ class GgufDecoderModel : public DecoderModel {
   void Compute(absl::Span<Chunk> chunks, float* logits) {
     ple_->Submit(chunks);
     profile_.Mark(StepOp::kPrepare);
-    const ForwardContext context = {
-        config_, weights_, *kv_, *activations_, *ple_, pool_, profile_, frequencies_full_, frequencies_sliding_,
-        probe_};
+    const ForwardContext context = {config_, weights_, *kv_,     *activations_,     sparse_,
+                                    *ple_,   pool_,    profile_, frequencies_full_, frequencies_sliding_,
+                                    probe_};
     if (batch_.size() > 0) {
       if (config_.family == ModelFamily::kGemma4) {
         ForwardGemma4(context, batch_, chunks, logits);
@@ -383,6 +397,7 @@ class GgufDecoderModel : public DecoderModel {
   std::vector<float> frequencies_sliding_;
   std::unique_ptr<KvCache> kv_;
   std::unique_ptr<Activations> activations_;
+  SparseScratch sparse_;
   std::unique_ptr<PerLayerInputs> ple_;
   std::vector<SlotState> slots_;
   StepBatch batch_;

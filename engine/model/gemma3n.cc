@@ -178,8 +178,10 @@ void ForwardGemma3n(const ForwardContext& ctx, const StepBatch& batch, absl::Spa
     ctx.ple.Poll();
     Predict(ctx, index, s, p, n);
     ctx.See("attn_in", index, ctx.act.normed.data(), n, d);
+    bool input_set = false;
     if (config.layers[index].owns_kv) {
       StoreKeysAndValues(ctx, index, tokens);
+      input_set = true;
     }
     if (index == config.common_layers() && batch.wanted_size() < batch.size()) {
       // From here on nothing of the other tokens is ever read.
@@ -193,8 +195,9 @@ void ForwardGemma3n(const ForwardContext& ctx, const StepBatch& batch, absl::Spa
       }
       KeepWanted(batch, ctx.act.normed.data(), d);
       ComputeAngles(ctx, tokens);
+      input_set = false;
     }
-    AttendTokens(ctx, index, tokens, false);
+    AttendTokens(ctx, index, tokens, input_set);
     ctx.act.input.Set(ctx.act.normed.data(), n, d, d);
     Laurel(ctx, index, n);
     JoinBranches(ctx, index, p, n);

@@ -36,7 +36,7 @@ void RestOfLayer(const ForwardContext& ctx, int index, const StepBatch& batch, a
     PleUpdate(ctx, index, x, n);
     ctx.ForTokens(n, [&](int t, int) { Add(x + t * d, ctx.act.ple_update.data() + t * d, d, x + t * d); });
   }
-  ctx.ForTokens(n, [&](int t, int) { Scale(x + t * d, w.output_scale, d, x + t * d); });
+  ctx.ForTokens(n, [&](int t, int) { Scale(x + t * d, w.output_scale[0], d, x + t * d); });
   ctx.profile.Mark(StepOp::kNorm);
   ctx.See("layer_out", index, x, n, d);
 }

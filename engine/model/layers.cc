@@ -3,42 +3,12 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <limits>
 
 #include "engine/kernels/kernels.h"
 #include "engine/model/rope.h"
 
 namespace embergate::engine {
 namespace {
-
-// gate' = max(0, gate - (mean + scale * std)), population std over the n values. Eight partial sums, so that the
-// compiler may use vector registers and the order is the same for every token.
-void CutGate(float* gate, int64_t n, float scale) {
-  constexpr int kLanes = 8;
-  double sums[kLanes] = {};
-  for (int64_t i = 0; i < n; ++i) {
-    sums[i % kLanes] += gate[i];
-  }
-  double mean = 0;
-  for (const double sum : sums) {
-    mean += sum;
-  }
-  mean /= static_cast<double>(n);
-  double squares[kLanes] = {};
-  for (int64_t i = 0; i < n; ++i) {
-    const double difference = gate[i] - mean;
-    squares[i % kLanes] += difference * difference;
-  }
-  double variance = 0;
-  for (const double square : squares) {
-    variance += square;
-  }
-  variance /= static_cast<double>(n);
-  const float cut = static_cast<float>(mean) + scale * static_cast<float>(std::sqrt(variance));
-  for (int64_t i = 0; i < n; ++i) {
-    gate[i] = std::max(0.0f, gate[i] - cut);
-  }
-}
 
 const float* AnglesOf(const ForwardContext& ctx, const LayerConfig& layer, int token) {
   const AlignedBuffer<float>& angles = layer.sliding ? ctx.act.rope_sliding : ctx.act.rope_full;
@@ -148,28 +118,6 @@ void AttendTokens(const ForwardContext& ctx, int index, absl::Span<const StepTok
   ctx.Product(w.o, n, ctx.act.branch.data());
   ctx.profile.Mark(StepOp::kAttentionOut);
   ctx.See("attn_out", index, ctx.act.branch.data(), n, ctx.config.hidden);
-}
-
-void FeedForward(const ForwardContext& ctx, int index, int n) {
-  const LayerConfig& layer = ctx.config.layers[index];
-  const LayerWeights& w = ctx.weights.layers[index];
-  const int64_t width = layer.feed_forward;
-  ctx.act.input.Set(ctx.act.normed.data(), n, ctx.config.hidden, ctx.config.hidden);
-  ctx.Product(w.gate, n, ctx.act.gate.data());
-  ctx.Product(w.up, n, ctx.act.up.data());
-  ctx.profile.Mark(StepOp::kGateUp);
-  ctx.ForTokens(n, [&](int t, int) {
-    float* gate = ctx.act.gate.data() + t * width;
-    if (layer.sparsity_scale > -std::numeric_limits<float>::infinity()) {
-      CutGate(gate, width, layer.sparsity_scale);
-    }
-    GeluTanhMul(gate, ctx.act.up.data() + t * width, width, gate);
-  });
-  ctx.profile.Mark(StepOp::kActivation);
-  ctx.act.input.Set(ctx.act.gate.data(), n, width, width);
-  ctx.Product(w.down, n, ctx.act.branch.data());
-  ctx.profile.Mark(StepOp::kDown);
-  ctx.See("mlp_out", index, ctx.act.branch.data(), n, ctx.config.hidden);
 }
 
 void PleUpdate(const ForwardContext& ctx, int index, const float* x, int n) {

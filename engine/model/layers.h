@@ -7,6 +7,7 @@
 
 #include "absl/functional/function_ref.h"
 #include "absl/types/span.h"
+#include "engine/kernels/sparse_matmul.h"
 #include "engine/model/activations.h"
 #include "engine/model/config.h"
 #include "engine/model/decoder_model.h"
@@ -25,6 +26,7 @@ struct ForwardContext {
   const Weights& weights;
   KvCache& kv;
   Activations& act;
+  SparseScratch& sparse;
   PerLayerInputs& ple;
   ThreadPool& pool;
   StepProfile& profile;
@@ -41,6 +43,11 @@ struct ForwardContext {
   void ForTokens(int tokens, absl::FunctionRef<void(int token, int worker)> fn) const;
   // y [n, w.rows()] = act.input times w, counted in the profile.
   void Product(const Matrix& w, int n, float* y) const;
+  // Counts what a sparse product did.
+  void Count(const SparseWork& work) const {
+    profile.multiply_adds += work.multiply_adds;
+    profile.weight_bytes += work.weight_bytes;
+  }
 };
 
 // x [n, d] = E[id] * sqrt(d).
@@ -55,6 +62,7 @@ void StoreKeysAndValues(const ForwardContext& ctx, int layer, absl::Span<const S
 // act.normed already.
 void AttendTokens(const ForwardContext& ctx, int layer, absl::Span<const StepToken> tokens, bool input_set);
 // act.branch = down(gelu_tanh(gate n) * (up n)), n = act.normed; with the layer's sparsity cut on the gate.
+// feed_forward.cc
 void FeedForward(const ForwardContext& ctx, int layer, int n);
 // act.ple_update = norm(per_layer_projection(gelu_tanh(per_layer_input_gate x) * q[layer]); post norm).
 void PleUpdate(const ForwardContext& ctx, int layer, const float* x, int n);

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <initializer_list>
 #include <set>
+#include <type_traits>
 #include <utility>
+#include <variant>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -11,6 +13,7 @@
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 #include "engine/convert/gguf_keys.h"
+#include "engine/model/weight_reader.h"
 #include "storage/base/status_macros.h"
 
 namespace embergate::engine {
@@ -19,12 +22,19 @@ namespace {
 using storage::GgufFile;
 using storage::GgufTensor;
 
-// Bytes read at once; at least one row.
-constexpr uint64_t kPieceBytes = 4u << 20;
+// Matrices are repacked by many rows at a time: whole panels, and whole runs of rows for every thread.
+constexpr uint64_t kRowsTogether = 128;
 
-// Consecutive rows of a stored tensor and where they go; null = of no use.
+// Where rows go; null = they are of no use.
+using MatrixSlot = std::variant<Matrix*, RowMatrix*, ColumnMatrix*>;
+
+bool InUse(const MatrixSlot& slot) {
+  return std::visit([](const auto* matrix) { return matrix != nullptr; }, slot);
+}
+
+// Consecutive rows of a stored tensor and where they go.
 struct RowRange {
-  Matrix* destination;
+  MatrixSlot destination;
   int64_t rows;
 };
 
@@ -51,8 +61,16 @@ class TensorChecker {
     EMBERGATE_ASSIGN_OR_RETURN(const GgufTensor* tensor, Find(name, rows, cols));
     return action_.OnMatrix(*tensor, ranges);
   }
-  absl::Status Matrix(const std::string& name, int64_t rows, int64_t cols, engine::Matrix* out) {
+  absl::Status Matrix(const std::string& name, int64_t rows, int64_t cols, MatrixSlot out) {
     return Matrix(name, {{out, rows}}, cols);
+  }
+  // `sparse` where its kind takes the tensor's type, otherwise `whole`.
+  template <class Sparse>
+  absl::Status SparseMatrix(const std::string& name, int64_t rows, int64_t cols, Sparse* sparse,
+                            engine::Matrix* whole) {
+    const GgufTensor* tensor = file_.FindTensor(name);
+    const bool taken = tensor != nullptr && Sparse::Takes(tensor->type);
+    return Matrix(name, rows, cols, taken ? MatrixSlot(sparse) : MatrixSlot(whole));
   }
   absl::Status Vector(const std::string& name, int64_t rows, int64_t cols, engine::Vector* out) {
     EMBERGATE_ASSIGN_OR_RETURN(const GgufTensor* tensor, Find(name, rows, cols));
@@ -125,8 +143,13 @@ absl::Status DescribeLayer(const ModelConfig& config, int index, TensorChecker& 
   EMBERGATE_RETURN_IF_ERROR(check.Vector(name(gguf::kPostAttentionNorm), d, &w.post_attention_norm));
   EMBERGATE_RETURN_IF_ERROR(check.Vector(name(gguf::kFfnNorm), d, &w.ffn_norm));
   EMBERGATE_RETURN_IF_ERROR(check.Matrix(name(gguf::kFfnGate), width, d, &w.gate));
-  EMBERGATE_RETURN_IF_ERROR(check.Matrix(name(gguf::kFfnUp), width, d, &w.up));
-  EMBERGATE_RETURN_IF_ERROR(check.Matrix(name(gguf::kFfnDown), d, width, &w.down));
+  if (config.layers[index].is_sparse()) {
+    EMBERGATE_RETURN_IF_ERROR(check.SparseMatrix(name(gguf::kFfnUp), width, d, &w.up_rows, &w.up));
+    EMBERGATE_RETURN_IF_ERROR(check.SparseMatrix(name(gguf::kFfnDown), d, width, &w.down_columns, &w.down));
+  } else {
+    EMBERGATE_RETURN_IF_ERROR(check.Matrix(name(gguf::kFfnUp), width, d, &w.up));
+    EMBERGATE_RETURN_IF_ERROR(check.Matrix(name(gguf::kFfnDown), d, width, &w.down));
+  }
   EMBERGATE_RETURN_IF_ERROR(check.Vector(name(gguf::kPostFfwNorm), d, &w.post_ffn_norm));
   if (config.ple_width > 0) {
     EMBERGATE_RETURN_IF_ERROR(check.Matrix(name(gguf::kPleGate), config.ple_width, d, &w.ple_gate));
@@ -135,9 +158,7 @@ absl::Status DescribeLayer(const ModelConfig& config, int index, TensorChecker& 
   }
   if (config.family == ModelFamily::kGemma4) {
     if (check.Has(name(gguf::kLayerOutputScale))) {
-      Vector scale = {1};
-      EMBERGATE_RETURN_IF_ERROR(check.Vector(name(gguf::kLayerOutputScale), 1, &scale));
-      w.output_scale = scale[0];
+      EMBERGATE_RETURN_IF_ERROR(check.Vector(name(gguf::kLayerOutputScale), 1, &w.output_scale));
     }
     return absl::OkStatus();
   }
@@ -204,7 +225,7 @@ class Summarise : public TensorAction {
 
   absl::Status OnMatrix(const GgufTensor& tensor, const std::vector<RowRange>& ranges) override {
     for (const RowRange& range : ranges) {
-      if (range.destination != nullptr) {
+      if (InUse(range.destination)) {
         out_.parameters += range.rows * tensor.cols();
         out_.weight_bytes += range.rows * tensor.row_bytes();
         out_.resident_bytes += range.rows * tensor.row_bytes();
@@ -248,67 +269,75 @@ bool ChangesALayer(const ModelConfig& config, absl::string_view name) {
   return config.ple_width > 0 || !is_one_of({gguf::kPleGate, gguf::kPleProj, gguf::kPlePostNorm});
 }
 
-class LoadTensors : public TensorAction {
+// Makes the matrices, empty, and notes which parts of the file they are filled from.
+class CollectParts : public TensorAction {
  public:
-  LoadTensors(const GgufFile& file, uint64_t total, const std::function<void(uint64_t, uint64_t)>& progress)
-      : file_(file), total_(total), progress_(progress) {}
+  using Destination = std::variant<Matrix*, RowMatrix*, ColumnMatrix*, Vector*>;
 
   absl::Status OnMatrix(const GgufTensor& tensor, const std::vector<RowRange>& ranges) override {
-    const uint64_t row_bytes = tensor.row_bytes();
     uint64_t offset = 0;
     for (const RowRange& range : ranges) {
-      if (range.destination != nullptr) {
-        EMBERGATE_RETURN_IF_ERROR(LoadRows(tensor, offset, range));
+      const uint64_t bytes = range.rows * tensor.row_bytes();
+      if (InUse(range.destination)) {
+        EMBERGATE_RETURN_IF_ERROR(std::visit(
+            [&](auto* matrix) {
+              parts_.push_back({&tensor, offset, bytes, tensor.row_bytes(), destinations_.size()});
+              destinations_.emplace_back(matrix);
+              return Make(tensor, range.rows, *matrix);
+            },
+            range.destination));
       }
-      offset += range.rows * row_bytes;
+      offset += bytes;
     }
     return absl::OkStatus();
   }
 
   absl::Status OnVector(const GgufTensor& tensor, Vector* out) override {
-    piece_.resize(tensor.bytes);
-    EMBERGATE_RETURN_IF_ERROR(file_.ReadTensor(tensor, 0, absl::MakeSpan(piece_)));
-    out->resize(tensor.elements());
-    DequantizeRow(tensor.type, piece_.data(), static_cast<int64_t>(tensor.elements()), out->data());
-    Report(tensor.bytes);
+    parts_.push_back({&tensor, 0, tensor.bytes, tensor.bytes, destinations_.size()});
+    destinations_.emplace_back(out);
     return absl::OkStatus();
+  }
+
+  const std::vector<WeightPart>& parts() const { return parts_; }
+
+  absl::Status Fill(const WeightPart& part, absl::Span<const uint8_t> rows, ThreadPool& pool) const {
+    if (Vector* const* vector = std::get_if<Vector*>(&destinations_[part.destination])) {
+      (*vector)->resize(part.tensor->elements());
+      DequantizeRow(part.tensor->type, rows.data(), static_cast<int64_t>(part.tensor->elements()), (*vector)->data());
+      return absl::OkStatus();
+    }
+    return std::visit(
+        [&](auto* destination) {
+          using T = std::remove_pointer_t<decltype(destination)>;
+          absl::Status status;
+          if constexpr (std::is_same_v<T, Matrix>) {
+            status = destination->AppendRows(rows, &pool);
+          } else if constexpr (!std::is_same_v<T, Vector>) {
+            status = destination->AppendRows(rows);
+          }
+          return Named(*part.tensor, status);
+        },
+        destinations_[part.destination]);
   }
 
  private:
-  absl::Status LoadRows(const GgufTensor& tensor, uint64_t offset, const RowRange& range) {
-    absl::StatusOr<Matrix> matrix = Matrix::Create(tensor.type, range.rows, static_cast<int64_t>(tensor.cols()));
+  static absl::Status Named(const GgufTensor& tensor, const absl::Status& status) {
+    return status.ok() ? status
+                       : absl::Status(status.code(), absl::StrCat("tensor '", tensor.name, "': ", status.message()));
+  }
+
+  template <class M>
+  static absl::Status Make(const GgufTensor& tensor, int64_t rows, M& out) {
+    absl::StatusOr<M> matrix = M::Create(tensor.type, rows, static_cast<int64_t>(tensor.cols()));
     if (!matrix.ok()) {
-      return absl::Status(matrix.status().code(),
-                          absl::StrCat("tensor '", tensor.name, "': ", matrix.status().message()));
+      return Named(tensor, matrix.status());
     }
-    *range.destination = *std::move(matrix);
-    const uint64_t row_bytes = tensor.row_bytes();
-    const uint64_t rows_per_piece = std::max<uint64_t>(1, kPieceBytes / row_bytes);
-    for (uint64_t row = 0; row < static_cast<uint64_t>(range.rows); row += rows_per_piece) {
-      const uint64_t rows = std::min<uint64_t>(rows_per_piece, range.rows - row);
-      piece_.resize(rows * row_bytes);
-      EMBERGATE_RETURN_IF_ERROR(file_.ReadTensor(tensor, offset + row * row_bytes, absl::MakeSpan(piece_)));
-      absl::Status appended = range.destination->AppendRows(piece_);
-      if (!appended.ok()) {
-        return absl::Status(appended.code(), absl::StrCat("tensor '", tensor.name, "': ", appended.message()));
-      }
-      Report(rows * row_bytes);
-    }
+    out = *std::move(matrix);
     return absl::OkStatus();
   }
 
-  void Report(uint64_t bytes) {
-    done_ += bytes;
-    if (progress_) {
-      progress_(done_, total_);
-    }
-  }
-
-  const GgufFile& file_;
-  const uint64_t total_;
-  const std::function<void(uint64_t, uint64_t)>& progress_;
-  uint64_t done_ = 0;
-  std::vector<uint8_t> piece_;
+  std::vector<WeightPart> parts_;
+  std::vector<Destination> destinations_;
 };
 
 }  // namespace
@@ -342,13 +371,22 @@ absl::StatusOr<WeightsSummary> CheckWeights(const GgufFile& file, const ModelCon
   return summary;
 }
 
-absl::StatusOr<Weights> LoadWeights(const GgufFile& file, const ModelConfig& config,
+absl::StatusOr<Weights> LoadWeights(const GgufFile& file, const ModelConfig& config, ThreadPool& pool,
                                     const std::function<void(uint64_t, uint64_t)>& progress) {
   EMBERGATE_ASSIGN_OR_RETURN(const WeightsSummary summary, CheckWeights(file, config));
-  LoadTensors action(file, summary.weight_bytes, progress);
+  CollectParts action;
   TensorChecker check(file, action);
   Weights weights;
   EMBERGATE_RETURN_IF_ERROR(DescribeWeights(config, check, weights));
+  uint64_t done = 0;
+  EMBERGATE_RETURN_IF_ERROR(
+      ReadWeightParts(file, action.parts(), kRowsTogether, [&](const WeightPart& part, absl::Span<const uint8_t> rows) {
+        done += rows.size();
+        if (progress) {
+          progress(done, summary.weight_bytes);
+        }
+        return action.Fill(part, rows, pool);
+      }));
   return weights;
 }
 
@@ -371,10 +409,11 @@ uint64_t ResidentBytes(const Weights& w) {
                             &layer.ple_gate, &layer.ple_projection, &layer.laurel_left, &layer.laurel_right}) {
       matrix(*m);
     }
-    for (const Vector* v :
-         {&layer.attn_norm, &layer.q_norm, &layer.k_norm, &layer.post_attention_norm, &layer.ffn_norm,
-          &layer.post_ffn_norm, &layer.ple_post_norm, &layer.altup_router, &layer.altup_router_norm,
-          &layer.altup_predict, &layer.altup_correct, &layer.altup_correct_scale, &layer.laurel_norm}) {
+    bytes += layer.up_rows.resident_bytes() + layer.down_columns.resident_bytes();
+    for (const Vector* v : {&layer.attn_norm, &layer.q_norm, &layer.k_norm, &layer.post_attention_norm, &layer.ffn_norm,
+                            &layer.post_ffn_norm, &layer.ple_post_norm, &layer.altup_router, &layer.altup_router_norm,
+                            &layer.altup_predict, &layer.altup_correct, &layer.altup_correct_scale, &layer.laurel_norm,
+                            &layer.output_scale}) {
       vector(*v);
     }
   }

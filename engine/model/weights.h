@@ -12,7 +12,9 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "engine/kernels/kernels.h"
+#include "engine/kernels/sparse_matmul.h"
 #include "engine/model/config.h"
+#include "engine/thread_pool.h"
 #include "storage/gguf_file.h"
 
 namespace embergate::engine {
@@ -34,11 +36,14 @@ struct LayerWeights {
   Vector ffn_norm;             // [d]
   Matrix gate, up;             // [I, d]
   Matrix down;                 // [d, I]
-  Vector post_ffn_norm;        // [d]
-  Matrix ple_gate;             // [p, d]; with per-layer embeddings
-  Matrix ple_projection;       // [d, p]
-  Vector ple_post_norm;        // [d]
-  float output_scale = 1;      // Gemma 4: layer_scalar
+  // Instead of `up` and `down` in layers whose gate is cut, where the types have sparse kernels.
+  RowMatrix up_rows;          // [I, d]
+  ColumnMatrix down_columns;  // [d, I]
+  Vector post_ffn_norm;       // [d]
+  Matrix ple_gate;            // [p, d]; with per-layer embeddings
+  Matrix ple_projection;      // [d, p]
+  Vector ple_post_norm;       // [d]
+  Vector output_scale = {1};  // [1]; Gemma 4: layer_scalar
   // Gemma 3n; N AltUp inputs, R LAuReL rank.
   Vector altup_router;         // [N, d]
   Vector altup_router_norm;    // [d]
@@ -82,9 +87,10 @@ struct WeightsSummary {
 // implies; names tensor and both shapes), UNIMPLEMENTED (a type without kernels; names tensor and type).
 absl::StatusOr<WeightsSummary> CheckWeights(const storage::GgufFile& file, const ModelConfig& config);
 
-// Checks, then loads in pieces of a few MiB. `progress` (may be empty) gets bytes done and in all. Besides
-// CheckWeights' errors: those of ReadTensor, with the tensor's name; RESOURCE_EXHAUSTED when memory is refused.
-absl::StatusOr<Weights> LoadWeights(const storage::GgufFile& file, const ModelConfig& config,
+// Checks, then loads, repacking with all of `pool` while the disk reads on (weight_reader.h, whose buffers are all the
+// memory it takes besides). `progress` (may be empty) gets bytes done and in all. Besides CheckWeights' errors: those
+// of ReadTensor, with the tensor's name; RESOURCE_EXHAUSTED when memory is refused.
+absl::StatusOr<Weights> LoadWeights(const storage::GgufFile& file, const ModelConfig& config, ThreadPool& pool,
                                     const std::function<void(uint64_t done, uint64_t total)>& progress);
 
 // Bytes held by all of them.
