@@ -1,12 +1,14 @@
 // Gemma 4's notation of a tool call, call:NAME{key:value,...}, to JSON. Strings stand between quote tokens and know no
 // escapes; numbers, true, false, null, lists and objects are as in JSON; keys are bare (or between quote tokens). White
 // space between the parts is allowed.
+#include <cmath>
 #include <set>
 #include <string>
 #include <utility>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "engine/text/answer_parser.h"
 
@@ -161,8 +163,9 @@ class Reader {
     return true;
   }
 
-  // By JSON's grammar.
+  // By JSON's grammar, and within the range of a double: readers of JSON refuse 1e999.
   static bool IsNumber(absl::string_view text) {
+    const absl::string_view word = text;
     const auto digits = [&text] {
       size_t count = 0;
       while (count < text.size() && absl::ascii_isdigit(static_cast<unsigned char>(text[count]))) {
@@ -191,7 +194,8 @@ class Reader {
         return false;
       }
     }
-    return text.empty();
+    double value = 0;
+    return text.empty() && absl::SimpleAtod(word, &value) && std::isfinite(value);
   }
 
   absl::string_view rest_;

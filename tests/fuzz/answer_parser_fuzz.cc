@@ -78,5 +78,6 @@ std::vector<std::string> FuzzSeeds() {
       open + "call:f{a:1,b:-2.5e3,c:" + quote + "x" + quote + ",d:[true,null,{e:false}]}" + close,
       "x" + open + "call:g{}" + close + open + "call:h{a:" + quote + close + "\xF7",
       "call:f{a:[1,{b:\xFFx\xFF}]}",
+      open + "call:f{a:8888977e7777778,b:-2.5}" + close,
   };
 }

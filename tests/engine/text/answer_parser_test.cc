@@ -139,6 +139,8 @@ TEST(AnswerParserTest, WhatIsNoCallComesOutAsItWasWritten) {
                                   std::string("call:f{a:.5}"),
                                   std::string("call:f{a:1e}"),
                                   std::string("call:f{a:--1}"),
+                                  std::string("call:f{a:1e999}"),
+                                  "call:f{a:-1" + std::string(400, '0') + "}",
                                   std::string("call:f{a:NaN}"),
                                   std::string("call:f{a:True}"),
                                   std::string("call:f{a:\"x\"}"),
