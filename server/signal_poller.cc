@@ -34,10 +34,11 @@ SignalPoller::~SignalPoller() {
   pthread_sigmask(SIG_SETMASK, &previous_, nullptr);
 }
 
-int SignalPoller::Wait() {
+int SignalPoller::Wait(int timeout_ms) {
   while (true) {
     pollfd fds[2] = {{signal_fd_, POLLIN, 0}, {wake_fd_, POLLIN, 0}};
-    if (poll(fds, 2, -1) < 0 && errno != EINTR) {
+    const int ready = poll(fds, 2, timeout_ms);
+    if (ready == 0 || (ready < 0 && errno != EINTR)) {
       return 0;
     }
     signalfd_siginfo info;

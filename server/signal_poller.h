@@ -16,8 +16,9 @@ class SignalPoller {
   SignalPoller(const SignalPoller&) = delete;
   SignalPoller& operator=(const SignalPoller&) = delete;
 
-  // Blocks. The signal that came, or 0 after a Wake (several may count as one).
-  int Wait();
+  // Blocks, at most `timeout_ms` unless that is negative. The signal that came, or 0 after a Wake (several may count as
+  // one) or the timeout.
+  int Wait(int timeout_ms = -1);
   void Wake();
 
  private:

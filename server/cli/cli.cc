@@ -15,6 +15,7 @@ void AddSubcommands(CLI::App& app) {
   AddScore(app);
   AddInfo(app);
   AddHealth(app);
+  AddTop(app);
   AddLoad(app);
   AddLogits(app);
   AddBench(app);

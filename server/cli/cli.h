@@ -20,6 +20,7 @@ void AddChat(CLI::App& app);
 void AddScore(CLI::App& app);
 void AddInfo(CLI::App& app);
 void AddHealth(CLI::App& app);
+void AddTop(CLI::App& app);
 void AddLoad(CLI::App& app);
 
 // Computing without a server.

@@ -169,6 +169,59 @@ TEST(ServeTest, GenerateCommandPrintsOneJsonLine) {
   EXPECT_EQ(nlohmann::json::parse(alone.out, nullptr, false)["ids"], line["ids"]);
 }
 
+nlohmann::json ReadJson(const std::string& path) {
+  std::ifstream file(path);
+  return nlohmann::json::parse(file, nullptr, false);
+}
+
+TEST(ServeTest, ChatGoesOnWithItsSession) {
+  ServerProcess server(EMBERGATE_BINARY, ServeArgs(GoldenGguf("gemma4-tiny-e2b")));
+  ASSERT_TRUE(server.WaitReady());
+  const test::TempFolder folder;
+  const std::string session = folder.path() + "/session.json";
+  const std::vector<std::string> chat = {"chat",          "--address", server.address(), "--max-tokens", "3",
+                                         "--temperature", "0",         "--ignore-eos",   "--session",    session,
+                                         "--no-history",  "--system",  "Be brief."};
+  const RunResult first = RunBinary(EMBERGATE_BINARY, chat, "One\n\"\"\"\nTwo\nlines\n\"\"\"\n");
+  ASSERT_EQ(first.code, 0) << first.err;
+  nlohmann::json messages = ReadJson(session)["messages"];
+  ASSERT_EQ(messages.size(), 5u) << messages;
+  EXPECT_EQ(messages[0]["content"], "Be brief.");
+  EXPECT_EQ(messages[3]["content"], "Two\nlines");
+  const nlohmann::json two = messages;
+
+  // The next run goes on; what is undone is gone, and a repeated question has the same (greedy) answer.
+  const RunResult second = RunBinary(EMBERGATE_BINARY, chat, "Three\n/undo\nFour\n/retry\n/quit\n");
+  ASSERT_EQ(second.code, 0) << second.err;
+  messages = ReadJson(session)["messages"];
+  ASSERT_EQ(messages.size(), 7u) << messages;
+  for (size_t i = 0; i < two.size(); ++i) {
+    EXPECT_EQ(messages[i], two[i]) << i;
+  }
+  EXPECT_EQ(messages[5]["content"], "Four");
+
+  // Another system turn would contradict it.
+  std::vector<std::string> other = chat;
+  other.back() = "Be long.";
+  const RunResult refused = RunBinary(EMBERGATE_BINARY, other, "Five\n");
+  EXPECT_EQ(refused.code, 2);
+  EXPECT_THAT(refused.err, HasSubstr("system turn"));
+}
+
+TEST(ServeTest, TopShowsTheServer) {
+  ServerProcess server(EMBERGATE_BINARY, ServeArgs(GoldenGguf("gemma4-tiny-e2b")));
+  ASSERT_TRUE(server.WaitReady());
+  const RunResult top = RunBinary(EMBERGATE_BINARY, {"top", "--once", "--interval", "0.1", "--metrics",
+                                                     absl::StrCat("127.0.0.1:", server.metrics_port())});
+  EXPECT_EQ(top.code, 0) << top.err;
+  EXPECT_THAT(top.out, HasSubstr("ready"));
+  EXPECT_THAT(top.out, HasSubstr("0 of 4 running"));
+  EXPECT_THAT(top.out, ::testing::Not(HasSubstr("\033["))) << "escape sequences without a terminal";
+  const RunResult none = RunBinary(EMBERGATE_BINARY, {"top", "--once", "--metrics", "127.0.0.1:1"});
+  EXPECT_EQ(none.code, 1);
+  EXPECT_THAT(none.err, HasSubstr("is the server running"));
+}
+
 TEST(ServeTest, TextComesInAndGoesOutThroughTheCommands) {
   ServerProcess server(EMBERGATE_BINARY, ServeArgs(GoldenGguf("gemma4-tiny-e2b")));
   ASSERT_TRUE(server.WaitReady());
