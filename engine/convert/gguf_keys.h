@@ -70,6 +70,9 @@ inline std::string ArchKey(absl::string_view arch, absl::string_view key) { retu
 // u32: rows of the per-layer table that the checkpoint has. The rows from here to the vocabulary's size are copies
 // of row 0 (the reference gives those ids row 0; llama.cpp wants as many rows as token_embd has).
 inline constexpr char kPleRows[] = "embergate.ple_rows";
+// bool: the table's rows are finished per-layer inputs (finish_rows.h); the file then has no per_layer_model_proj and
+// no per_layer_proj_norm.
+inline constexpr char kRowsFinished[] = "embergate.per_layer_rows_finished";
 inline constexpr char kEosTokenIds[] = "embergate.eos_token_ids";  // i32[]: every id that ends a generation
 // CRC32C of the rows of the per-layer table: u32[row][segment], and the bytes of a row at which segments end, u32[].
 inline constexpr char kRowCrc32c[] = "embergate.row_crc32c.values";

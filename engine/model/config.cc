@@ -348,6 +348,18 @@ absl::StatusOr<ModelConfig> ReadModelConfig(const storage::GgufFile& file) {
           absl::StrCat("tensor '", table->name, "' has ", table->rows(), " rows, above ", ConfigBounds::kVocabMax));
     }
     config.ple_rows = static_cast<int64_t>(table->rows());
+    if (file.Has(gguf::kRowsFinished)) {
+      absl::StatusOr<bool> finished = file.GetBool(gguf::kRowsFinished);
+      if (!finished.ok()) {
+        return keys.Error(
+            absl::StrCat("metadata key '", gguf::kRowsFinished, "' cannot be read: ", finished.status().message()));
+      }
+      config.ple_rows_finished = *finished;
+      if (config.ple_rows_finished && config.ple_rows < config.vocab) {
+        return keys.Error(absl::StrCat("tensor '", table->name, "' has ", table->rows(),
+                                       " finished rows for a vocabulary of ", config.vocab));
+      }
+    }
     if (!is_3n && config.ple_rows < config.vocab) {
       return keys.Error(
           absl::StrCat("tensor '", table->name, "' has ", table->rows(), " rows for a vocabulary of ", config.vocab));

@@ -55,6 +55,7 @@ struct ModelConfig {
   int own_layers = 0;              // F: layers below it own K and V, the others share
   int ple_width = 0;               // p; 0 = no per-layer embeddings
   int64_t ple_rows = 0;            // rows of the table; an id beyond them takes row 0
+  bool ple_rows_finished = false;  // they are finished per-layer inputs: projection, norm and sum are done
   float rms_eps = 0;
   float softcap = 0;  // of the logits; 0 = none
   float rope_base_full = 0;

@@ -149,7 +149,7 @@ void PerLayerInputs::Submit(absl::Span<Chunk> chunks) {
 
 void PerLayerInputs::Project(const StepBatch& batch, const Weights& weights, const float* embedding, float* gathered,
                              MatMulInput& input, StepProfile& profile) {
-  if (width_ == 0) {
+  if (width_ == 0 || config_.ple_rows_finished) {
     return;
   }
   const int64_t hidden = config_.hidden;
@@ -174,18 +174,26 @@ void PerLayerInputs::Project(const StepBatch& batch, const Weights& weights, con
   profile.Mark(StepOp::kPleProjection);
 }
 
-// q[l] = (norm(c[l] * d^(-1/2); g) + t[l] * sqrt(p)) * 2^(-1/2), in place of c; t = the token's row.
-void PerLayerInputs::SumToken(const StepToken& token, int index, const uint8_t* row, const Vector& norm,
-                              float* scratch) {
-  const float projection_scale = 1.0f / std::sqrt(static_cast<float>(config_.hidden));
-  const float row_scale = std::sqrt(static_cast<float>(width_));
+void SumPerLayerInputs(const ModelConfig& config, const Vector& norm, const float* row, int layers, float* c) {
+  const int64_t width = config.ple_width;
+  const float projection_scale = 1.0f / std::sqrt(static_cast<float>(config.hidden));
+  const float row_scale = std::sqrt(static_cast<float>(width));
   const float sum_scale = std::sqrt(0.5f);
+  for (int l = 0; l < layers; ++l, c += width, row += width) {
+    Scale(c, projection_scale, width, c);
+    RmsNorm(c, norm.data(), width, config.rms_eps, c);
+    AddScaled(c, row, row_scale, width, c);
+    Scale(c, sum_scale, width, c);
+  }
+}
+
+void PerLayerInputs::FinishToken(const StepToken& token, int index, const uint8_t* row, const Vector& norm,
+                                 float* scratch) {
   const auto sum = [&](float* c, const float* t, int layers) {
-    for (int l = 0; l < layers; ++l, c += width_, t += width_) {
-      Scale(c, projection_scale, width_, c);
-      RmsNorm(c, norm.data(), width_, config_.rms_eps, c);
-      AddScaled(c, t, row_scale, width_, c);
-      Scale(c, sum_scale, width_, c);
+    if (config_.ple_rows_finished) {
+      std::copy_n(t, int64_t{layers} * width_, c);
+    } else {
+      SumPerLayerInputs(config_, norm, t, layers, c);
     }
   };
   const int64_t common_values = int64_t{common_layers_} * width_;
@@ -234,7 +242,7 @@ void PerLayerInputs::Join(const StepBatch& batch, absl::Span<Chunk> chunks, cons
       const uint8_t* row = store_ == nullptr
                                ? resident_.data() + (token.id < config_.ple_rows ? token.id : 0) * row_bytes_
                                : store_->Row(chunk.rows, token.position - chunk.start).data();
-      SumToken(token, static_cast<int>(i), row, weights.ple_projection_norm, scratch);
+      FinishToken(token, static_cast<int>(i), row, weights.ple_projection_norm, scratch);
     }
   });
   Abandon(chunks);

@@ -1,5 +1,6 @@
 // The per-layer inputs of a step's tokens (reference, section 2): a row of the table, which lies on flash or, for
-// comparisons, in memory, plus a projection of the token's embedding.
+// comparisons, in memory, plus a projection of the token's embedding; or the row alone, where a file's rows are
+// finished.
 //
 // Made in three parts so that flash works while the processor does: Submit starts the reads, Project computes the half
 // that needs no row, Join, called by the first layer that consumes the result, waits and sums.
@@ -26,6 +27,10 @@
 #include "storage/row_store.h"
 
 namespace embergate::engine {
+
+// c[l] = (norm(c[l] * d^(-1/2); norm) + row[l] * sqrt(p)) * 2^(-1/2) for `layers` slices of p values: c comes in as the
+// projection of the token's embedding and goes out as its per-layer inputs.
+void SumPerLayerInputs(const ModelConfig& config, const Vector& norm, const float* row, int layers, float* c);
 
 // Threads: the engine thread, but Stats from any. Allocates nothing after Create.
 class PerLayerInputs {
@@ -85,7 +90,7 @@ class PerLayerInputs {
  private:
   PerLayerInputs(const ModelConfig& config, ThreadPool& pool) : config_(config), pool_(pool) {}
   RowUse UseOf(storage::RowTicket ticket) const;
-  void SumToken(const StepToken& token, int index, const uint8_t* row, const Vector& norm, float* scratch);
+  void FinishToken(const StepToken& token, int index, const uint8_t* row, const Vector& norm, float* scratch);
 
   const ModelConfig& config_;
   ThreadPool& pool_;

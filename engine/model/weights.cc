@@ -181,7 +181,7 @@ absl::Status DescribeWeights(const ModelConfig& config, TensorChecker& check, We
     EMBERGATE_RETURN_IF_ERROR(check.Matrix(gguf::kOutput, config.vocab, d, &w.output));
   }
   EMBERGATE_RETURN_IF_ERROR(check.Vector(gguf::kOutputNorm, d, &w.output_norm));
-  if (config.ple_width > 0) {
+  if (config.ple_width > 0 && !config.ple_rows_finished) {
     const int64_t common = int64_t{config.common_layers()} * config.ple_width;
     std::vector<RowRange> ranges;
     if (common > 0) {

@@ -60,7 +60,7 @@ struct Weights {
   Matrix output;       // [V, d]; rows() == 0 when tied
   Vector output_norm;  // [d]
   // The model projection of the per-layer inputs [L*p, d], cut where tokens whose logits nobody wants stop; B =
-  // config.common_layers().
+  // config.common_layers(). Empty, as the norm, when the table's rows are finished.
   Matrix ple_model_projection_common;      // [B*p, d]; empty when B == 0
   Matrix ple_model_projection_rest;        // [(L-B)*p, d]
   Vector ple_projection_norm;              // [p]
