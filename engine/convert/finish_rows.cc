@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/convert/gguf_keys.h"
 #include "engine/convert/quantize.h"
+#include "engine/convert/table_checksums.h"
 #include "engine/kernels/kernels.h"
 #include "engine/model/config.h"
 #include "engine/model/per_layer_inputs.h"
@@ -257,8 +258,9 @@ absl::StatusOr<FinishRowsSummary> FinishRows(const std::string& in_path, const s
 
   EMBERGATE_ASSIGN_OR_RETURN(const std::unique_ptr<GgufWriter> writer, GgufWriter::Create(out_path));
   for (const std::string& key : in->keys()) {
-    // The writer's own, and those that say in how many files the source came.
-    if (key != "general.alignment" && key != "embergate.padding" && key.rfind("split.", 0) != 0) {
+    // The writer's own, those that say in how many files the source came, and the checksums of the rows as they were.
+    if (key != "general.alignment" && key != "embergate.padding" && key.rfind("split.", 0) != 0 &&
+        key != gguf::kRowCrc32c && key != gguf::kRowCrc32cSegments) {
       EMBERGATE_RETURN_IF_ERROR(CopyKey(*in, key, *writer));
     }
   }
@@ -274,6 +276,8 @@ absl::StatusOr<FinishRowsSummary> FinishRows(const std::string& in_path, const s
   summary.rows = static_cast<uint64_t>(config.vocab);
   const uint64_t dims[] = {width, summary.rows};
   EMBERGATE_RETURN_IF_ERROR(writer->AddTensor(gguf::kPerLayerTokenEmbd, type, dims, kTableAlign));
+  const uint64_t prefix = static_cast<uint64_t>(config.common_layers()) * static_cast<uint64_t>(config.ple_width);
+  EMBERGATE_RETURN_IF_ERROR(AddTableChecksums(type, width, prefix, *writer));
   EMBERGATE_RETURN_IF_ERROR(writer->BeginData());
   std::vector<uint8_t> bytes;
   for (const GgufTensor& tensor : in->tensors()) {
