@@ -37,7 +37,6 @@ make_sysroot() {
   echo "Unpacking arm64 libraries into $sysroot"
   rm -rf "$sysroot"
   mkdir -p "$sysroot"/usr/{bin,sbin,lib,include} "$sysroot"/apt/{lists/partial,archives/partial}
-  for link in bin sbin lib; do ln -s "usr/$link" "$sysroot/$link"; done
   : >"$sysroot/apt/status"
   # Lists, packages and state of its own; sources and keys are this machine's.
   local apt=(apt-get -q -o APT::Architecture=arm64 -o APT::Architectures::=arm64 -o "Dir::State=$sysroot/apt"
@@ -55,6 +54,15 @@ make_sysroot() {
       sed "s#\$# $(dpkg-deb -W --showformat='${Package} ${Version}' "$deb")#" >>"$sysroot/libraries"
   done
   rm -rf "$sysroot/apt"
+  # Some packages bring /lib, some /usr/lib: one place, as on an installed system.
+  local folder
+  for folder in bin sbin lib; do
+    if [ -d "$sysroot/$folder" ]; then
+      cp -a "$sysroot/$folder/." "$sysroot/usr/$folder/"
+      rm -rf "${sysroot:?}/$folder"
+    fi
+    ln -s "usr/$folder" "$sysroot/$folder"
+  done
   # Links to /... would lead out of it.
   find "$sysroot" -type l -lname '/*' -print0 | while IFS= read -r -d '' link; do
     ln -sfn "$(realpath -m --relative-to="$(dirname "$link")" "$sysroot$(readlink "$link")")" "$link"
