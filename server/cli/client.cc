@@ -217,11 +217,12 @@ std::string Summary(const v1::Finished& finished) {
   std::string summary = absl::StrFormat(
       "%d tokens in (%d cached, %.1f/s), %d out (%.1f/s), ended by %s; queue %.3f s, prefill %.3f s, decode %.3f s\n"
       "flash: %d rows, %d from the cache, %d read, %s; waited %.4f s; attention cache %s\n",
-      usage.input_tokens(), usage.cached_tokens(), rate(usage.input_tokens(), receipt.prefill_seconds()),
-      usage.output_tokens(), rate(std::max(0, usage.output_tokens() - 1), receipt.decode_seconds()),
-      FinishReasonName(finished.reason()), receipt.queue_seconds(), receipt.prefill_seconds(), receipt.decode_seconds(),
-      receipt.rows_requested(), receipt.rows_from_cache(), receipt.rows_read(), HumanBytes(receipt.flash_bytes()),
-      receipt.flash_wait_seconds(), HumanBytes(receipt.kv_bytes_peak()));
+      usage.input_tokens(), usage.cached_tokens(),
+      rate(usage.input_tokens() - usage.cached_tokens(), receipt.prefill_seconds()), usage.output_tokens(),
+      rate(std::max(0, usage.output_tokens() - 1), receipt.decode_seconds()), FinishReasonName(finished.reason()),
+      receipt.queue_seconds(), receipt.prefill_seconds(), receipt.decode_seconds(), receipt.rows_requested(),
+      receipt.rows_from_cache(), receipt.rows_read(), HumanBytes(receipt.flash_bytes()), receipt.flash_wait_seconds(),
+      HumanBytes(receipt.kv_bytes_peak()));
   if (receipt.has_energy_joules()) {
     summary += absl::StrFormat("energy: %.1f J\n", receipt.energy_joules());
   }
