@@ -34,7 +34,7 @@ struct FaultOptions {
   uint64_t bad_begin = 0;
   uint64_t bad_end = 0;
   uint64_t flushes_max = UINT64_MAX;  // after so many the reader itself is broken: Flush fails for good
-  uint64_t faults_max = UINT64_MAX;  // after so many (delays not counted) all is well again
+  uint64_t faults_max = UINT64_MAX;   // after so many (delays not counted) all is well again
 };
 
 // `queue_depth` as given to `inner`.

@@ -79,7 +79,7 @@ class RunTest(unittest.TestCase):
         if cls.free["backend"] != "io_uring":
             raise unittest.SkipTest("io_uring is not available here: " + cls.free["reason"])
         try:
-            under_seccomp.library()
+            under_seccomp.load_libseccomp()
         except OSError:
             raise unittest.SkipTest("libseccomp.so.2 is not installed (Debian package libseccomp2)")
 

@@ -20,7 +20,7 @@ class Argument(ctypes.Structure):
     _fields_ = [("arg", ctypes.c_uint), ("op", ctypes.c_int), ("a", ctypes.c_uint64), ("b", ctypes.c_uint64)]
 
 
-def library():
+def load_libseccomp():
     lib = ctypes.CDLL("libseccomp.so.2", use_errno=True)
     lib.seccomp_init.restype = ctypes.c_void_p
     lib.seccomp_init.argtypes = [ctypes.c_uint32]
@@ -51,7 +51,7 @@ def applies(rule, architecture, capabilities=frozenset()):
 
 def install(profile, without=()):
     """Loads the filter into this process. Returns the names that this machine's libseccomp does not know."""
-    lib = library()
+    lib = load_libseccomp()
     default = action(profile["defaultAction"], profile.get("defaultErrnoRet", errno.EPERM))
     context = lib.seccomp_init(default)
     unknown = []
