@@ -23,8 +23,11 @@ class AlignedBuffer {
       const size_t bytes = (count * sizeof(T) + 63) / 64 * 64;
       constexpr size_t kHugePageBytes = size_t{2} << 20;
       const bool huge = bytes >= kHugePageBytes;
-      data_.reset(static_cast<T*>(std::aligned_alloc(huge ? kHugePageBytes : 64, bytes)));
-      if (data_ != nullptr) {
+      // Not aligned_alloc, which wants the size to be a multiple of the alignment: the last huge page need not be
+      // whole.
+      void* memory = nullptr;
+      if (posix_memalign(&memory, huge ? kHugePageBytes : 64, bytes) == 0) {
+        data_.reset(static_cast<T*>(memory));
         if (huge) {
           madvise(static_cast<void*>(data_.get()), bytes / kHugePageBytes * kHugePageBytes, MADV_HUGEPAGE);
         }
