@@ -43,6 +43,7 @@ struct QuantTile {
   // Of `packed` only: what will be read later, to be fetched while this is computed, `ahead_step` bytes for each unit.
   const uint8_t* ahead = nullptr;
   int64_t ahead_step = 0;
+  bool ahead_every_line = true;  // else one line of each unit: see FetchOf in matmul.cc
   // Of `unpacked` only: the second panel's codes and scales follow the first's at these distances.
   int panels = 1;
   static constexpr int64_t kPanelBytes = kBlockUnits * kUnpackedUnitBytes;

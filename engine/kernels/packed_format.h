@@ -41,10 +41,6 @@ inline constexpr int kUnpackedUnitBytes = kPanelRows * kUnitCols;
 // Products with 16- and 32-bit float weights add up columns in runs of this length, then the runs, in order.
 inline constexpr int kFloatRun = 128;
 
-// How far ahead of its use a stream of weights is fetched, at least, when few tokens read it from memory. Without it
-// the multiplications and the waiting for memory add up instead of overlapping.
-inline constexpr int kPrefetchBytes = 4096;
-
 // 32 activations of one token: one cache line.
 struct alignas(64) ActivationUnit {
   int8_t q[32];         // round(x / scale), in [-127, 127]
