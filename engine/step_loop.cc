@@ -271,7 +271,9 @@ bool StepLoop::OpenSlots() {
   for (int i = 0; i < plan_.admitted; ++i) {
     auto& sequence = waiting_[static_cast<size_t>(i)];
     if (sequence->slot >= 0) {
-      ++departures_;
+      if (sequence->receipt.preemptions == 0) {
+        ++departures_;  // one that comes back to its slot had left once already, and freed nobody's place since
+      }
       order_.OnServed(sequence->order_tag);
       waiting_tokens_ -= sequence->shape.prompt_tokens;
       waiting_bytes_ -= sequence->bytes;
