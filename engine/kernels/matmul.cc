@@ -455,7 +455,7 @@ void MatMulGated(const Matrix& gate, const Matrix& up, MatMulInput& x, float* y,
   MatMulInput::Impl& input = x.impl();
   CheckProduct(gate, input);
   CheckProduct(up, input);
-  CheckShape(gate.type() == up.type() && gate.rows() == up.rows(), "gate and up differ");
+  CheckShape(gate.rows() == up.rows(), "gate and up differ");
   if (input.n == 0) {
     return;
   }
@@ -467,6 +467,16 @@ void MatMulGated(const Matrix& gate, const Matrix& up, MatMulInput& x, float* y,
       GeluTanhMul(out, scratch + t * y_stride + row_begin, row_end - row_begin, out);
     }
   };
+  const bool in_one_pass =
+      ReadSameInput(gate.impl(), up.impl()) &&
+      (gate.impl().format != nullptr || g_backend.load(std::memory_order_relaxed) == MatMulBackend::kOwn);
+  if (!in_one_pass) {
+    const MatMulOutput outputs[] = {{&gate, y, y_stride}, {&up, scratch, y_stride}};
+    MatMulAll(outputs, x, pool);
+    constexpr int64_t kGrain = 2048;  // some microseconds, so that one token's share out, too
+    pool.ParallelFor(gate.rows(), kGrain, [&](int64_t begin, int64_t end, int) { activate(begin, end); });
+    return;
+  }
   PrepareFor(gate.impl(), input, pool);
   pool.ParallelFor(gate.impl().panels(), Grain(input), [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; i += kPanelsPerRange) {

@@ -12,8 +12,6 @@ namespace {
 
 // With 5 % of the channels left to a token, so many together leave out less than 10 %.
 constexpr int kUnionTokensMax = 48;
-// Channels of a range: some microseconds, so that one token's share out, too.
-constexpr int64_t kActivationGrain = 2048;
 
 // gate' = max(0, gate - (mean + scale * std)), population std over the n values. Eight partial sums, so that the
 // compiler may use vector registers and the order is the same for every token.
@@ -126,15 +124,8 @@ void FeedForward(const ForwardContext& ctx, int index, int n) {
     SparseFeedForward(ctx, index, n);
   } else {
     ctx.act.input.Set(ctx.act.normed.data(), n, ctx.config.hidden, ctx.config.hidden);
-    ctx.Product(w.gate, n, ctx.act.gate.data());
-    ctx.Product(w.up, n, ctx.act.up.data());
+    ctx.GatedProduct(w.gate, w.up, n, ctx.act.gate.data(), ctx.act.up.data());
     ctx.profile.Mark(StepOp::kGateUp);
-    float* const gate = ctx.act.gate.data();
-    const float* const up = ctx.act.up.data();
-    ctx.pool.ParallelFor(n * width, kActivationGrain, [&](int64_t begin, int64_t end, int) {
-      GeluTanhMul(gate + begin, up + begin, end - begin, gate + begin);
-    });
-    ctx.profile.Mark(StepOp::kActivation);
     ctx.act.input.Set(ctx.act.gate.data(), n, width, width);
     ctx.Product(w.down, n, ctx.act.branch.data());
     ctx.profile.Mark(StepOp::kDown);

@@ -78,11 +78,10 @@ void Predict(const ForwardContext& ctx, int index, const Streams& s, const Strea
   ctx.profile.Mark(StepOp::kAltup);
 }
 
-// act.laurel = n + norm(linear_right(linear_left n)), n = act.normed, which act.input holds.
+// act.laurel = n + norm(linear_right(act.laurel_low)), n = act.normed.
 void Laurel(const ForwardContext& ctx, int index, int n) {
   const LayerWeights& w = ctx.weights.layers[index];
   const int64_t d = ctx.config.hidden;
-  ctx.Product(w.laurel_left, n, ctx.act.laurel_low.data());
   ctx.act.input.Set(ctx.act.laurel_low.data(), n, ctx.config.laurel_rank, ctx.config.laurel_rank);
   ctx.Product(w.laurel_right, n, ctx.act.laurel.data());
   ctx.ForTokens(n, [&](int t, int) {
@@ -175,15 +174,11 @@ void ForwardGemma3n(const ForwardContext& ctx, const StepBatch& batch, absl::Spa
 
   for (int index = 0; index < config.layer_count(); ++index) {
     int n = static_cast<int>(tokens.size());
-    ctx.ple.Poll();
     Predict(ctx, index, s, p, n);
     ctx.See("attn_in", index, ctx.act.normed.data(), n, d);
-    bool input_set = false;
-    if (config.layers[index].owns_kv) {
-      StoreKeysAndValues(ctx, index, tokens);
-      input_set = true;
-    }
-    if (index == config.common_layers() && batch.wanted_size() < batch.size()) {
+    const bool narrows = index == config.common_layers() && batch.wanted_size() < batch.size();
+    OpenAttention(ctx, index, tokens, narrows ? AttentionParts::kKeys : AttentionParts::kBoth);
+    if (narrows) {
       // From here on nothing of the other tokens is ever read.
       if (batch.wanted_size() == 0) {
         return;
@@ -195,10 +190,9 @@ void ForwardGemma3n(const ForwardContext& ctx, const StepBatch& batch, absl::Spa
       }
       KeepWanted(batch, ctx.act.normed.data(), d);
       ComputeAngles(ctx, tokens);
-      input_set = false;
+      OpenAttention(ctx, index, tokens, AttentionParts::kQueries);
     }
-    AttendTokens(ctx, index, tokens, input_set);
-    ctx.act.input.Set(ctx.act.normed.data(), n, d, d);
+    AttendTokens(ctx, index, tokens);
     Laurel(ctx, index, n);
     JoinBranches(ctx, index, p, n);
     FeedForward(ctx, index, n);
@@ -206,8 +200,10 @@ void ForwardGemma3n(const ForwardContext& ctx, const StepBatch& batch, absl::Spa
     ctx.ple.Join(batch, chunks, ctx.weights, ctx.profile);
     PleUpdate(ctx, index, ctx.act.branch.data(), n);
     ctx.ForTokens(n, [&](int t, int) {
+      float* update = ctx.act.ple_update.data() + t * d;
+      RmsNorm(update, ctx.weights.layers[index].ple_post_norm.data(), d, config.rms_eps, update);
       for (int i = 1; i < inputs; ++i) {
-        Add(s.Row(i, t), ctx.act.ple_update.data() + t * d, d, s.Row(i, t));
+        Add(s.Row(i, t), update, d, s.Row(i, t));
       }
     });
     ctx.profile.Mark(StepOp::kAltup);

@@ -23,7 +23,8 @@ void AddBranch(const ForwardContext& ctx, const Vector& w, const Vector* next, i
   ctx.profile.Mark(StepOp::kNorm);
 }
 
-// What follows attention: its residual, the feed-forward and the per-layer input.
+// What follows attention: its residual, the feed-forward and the per-layer input; and what the next layer starts from,
+// act.normed.
 void RestOfLayer(const ForwardContext& ctx, int index, const StepBatch& batch, absl::Span<Chunk> chunks, int n) {
   const LayerWeights& w = ctx.weights.layers[index];
   const int64_t d = ctx.config.hidden;
@@ -31,12 +32,25 @@ void RestOfLayer(const ForwardContext& ctx, int index, const StepBatch& batch, a
   AddBranch(ctx, w.post_attention_norm, &w.ffn_norm, n);
   FeedForward(ctx, index, n);
   AddBranch(ctx, w.post_ffn_norm, nullptr, n);
-  if (ctx.config.ple_width > 0) {
+  const bool has_ple = ctx.config.ple_width > 0;
+  if (has_ple) {
     ctx.ple.Join(batch, chunks, ctx.weights, ctx.profile);
     PleUpdate(ctx, index, x, n);
-    ctx.ForTokens(n, [&](int t, int) { Add(x + t * d, ctx.act.ple_update.data() + t * d, d, x + t * d); });
   }
-  ctx.ForTokens(n, [&](int t, int) { Scale(x + t * d, w.output_scale[0], d, x + t * d); });
+  const bool last = index + 1 == ctx.config.layer_count();  // OutputHead has its own norm
+  const float eps = ctx.config.rms_eps;
+  ctx.ForTokens(n, [&](int t, int) {
+    float* row = x + t * d;
+    if (has_ple) {
+      float* update = ctx.act.ple_update.data() + t * d;
+      RmsNorm(update, w.ple_post_norm.data(), d, eps, update);
+      Add(row, update, d, row);
+    }
+    Scale(row, w.output_scale[0], d, row);
+    if (!last) {
+      RmsNorm(row, ctx.weights.layers[index + 1].attn_norm.data(), d, eps, ctx.act.normed.data() + t * d);
+    }
+  });
   ctx.profile.Mark(StepOp::kNorm);
   ctx.See("layer_out", index, x, n, d);
 }
@@ -54,18 +68,13 @@ void ForwardGemma4(const ForwardContext& ctx, const StepBatch& batch, absl::Span
   ctx.ple.Project(batch, ctx.weights, x, ctx.act.branch.data(), ctx.act.input, ctx.profile);
   ComputeAngles(ctx, tokens);
 
+  NormTokens(ctx, x, ctx.weights.layers[0].attn_norm, batch.size(), ctx.act.normed.data());
   for (int index = 0; index < config.layer_count(); ++index) {
-    const LayerWeights& w = ctx.weights.layers[index];
     int n = static_cast<int>(tokens.size());
-    ctx.ple.Poll();
-    NormTokens(ctx, x, w.attn_norm, n, ctx.act.normed.data());
     ctx.See("attn_in", index, ctx.act.normed.data(), n, d);
-    bool input_set = false;
-    if (config.layers[index].owns_kv) {
-      StoreKeysAndValues(ctx, index, tokens);
-      input_set = true;
-    }
-    if (index == config.common_layers() && batch.wanted_size() < batch.size()) {
+    const bool narrows = index == config.common_layers() && batch.wanted_size() < batch.size();
+    OpenAttention(ctx, index, tokens, narrows ? AttentionParts::kKeys : AttentionParts::kBoth);
+    if (narrows) {
       // From here on nothing of the other tokens is ever read.
       if (batch.wanted_size() == 0) {
         return;
@@ -75,9 +84,9 @@ void ForwardGemma4(const ForwardContext& ctx, const StepBatch& batch, absl::Span
       KeepWanted(batch, x, d);
       KeepWanted(batch, ctx.act.normed.data(), d);
       ComputeAngles(ctx, tokens);
-      input_set = false;
+      OpenAttention(ctx, index, tokens, AttentionParts::kQueries);
     }
-    AttendTokens(ctx, index, tokens, input_set);
+    AttendTokens(ctx, index, tokens);
     RestOfLayer(ctx, index, batch, chunks, n);
   }
   OutputHead(ctx, x, batch.wanted_size(), logits);

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "absl/container/inlined_vector.h"
 #include "engine/kernels/kernels.h"
 #include "engine/model/rope.h"
 
@@ -26,9 +27,24 @@ void ForwardContext::ForTokens(int tokens, absl::FunctionRef<void(int token, int
 }
 
 void ForwardContext::Product(const Matrix& w, int n, float* y) const {
+  ple.Poll();
   MatMul(w, act.input, y, w.rows(), pool);
-  profile.multiply_adds += static_cast<uint64_t>(w.rows() * w.cols() * n);
-  profile.weight_bytes += w.resident_bytes();
+  Count(w, n);
+}
+
+void ForwardContext::Products(absl::Span<const MatMulOutput> products, int n) const {
+  ple.Poll();
+  MatMulAll(products, act.input, pool);
+  for (const MatMulOutput& product : products) {
+    Count(*product.w, n);
+  }
+}
+
+void ForwardContext::GatedProduct(const Matrix& gate, const Matrix& up, int n, float* y, float* scratch) const {
+  ple.Poll();
+  MatMulGated(gate, up, act.input, y, scratch, gate.rows(), pool);
+  Count(gate, n);
+  Count(up, n);
 }
 
 void EmbedTokens(const ForwardContext& ctx, absl::Span<const StepToken> tokens, float* x) {
@@ -59,53 +75,60 @@ void NormTokens(const ForwardContext& ctx, const float* x, const Vector& w, int 
   ctx.profile.Mark(StepOp::kNorm);
 }
 
-void StoreKeysAndValues(const ForwardContext& ctx, int index, absl::Span<const StepToken> tokens) {
+void OpenAttention(const ForwardContext& ctx, int index, absl::Span<const StepToken> tokens, AttentionParts parts) {
   const LayerConfig& layer = ctx.config.layers[index];
   const LayerWeights& w = ctx.weights.layers[index];
   const int n = static_cast<int>(tokens.size());
-  const int64_t width = int64_t{layer.kv_heads} * layer.head_dim;
-  ctx.act.input.Set(ctx.act.normed.data(), n, ctx.config.hidden, ctx.config.hidden);
-  ctx.Product(w.k, n, ctx.act.k.data());
-  if (!w.value_is_key) {
-    ctx.Product(w.v, n, ctx.act.v.data());
+  const int64_t dim = layer.head_dim;
+  const int64_t q_width = int64_t{ctx.config.heads} * dim;
+  const int64_t kv_width = int64_t{layer.kv_heads} * dim;
+  const bool queries = parts != AttentionParts::kKeys;
+  const bool keys = parts != AttentionParts::kQueries && layer.owns_kv;
+  absl::InlinedVector<MatMulOutput, 4> products;
+  if (queries) {
+    products.push_back({&w.q, ctx.act.q.data(), q_width});
   }
+  if (keys) {
+    products.push_back({&w.k, ctx.act.k.data(), kv_width});
+    if (!w.value_is_key) {
+      products.push_back({&w.v, ctx.act.v.data(), kv_width});
+    }
+  }
+  if (queries && w.laurel_left.rows() > 0) {
+    products.push_back({&w.laurel_left, ctx.act.laurel_low.data(), w.laurel_left.rows()});
+  }
+  ctx.act.input.Set(ctx.act.normed.data(), n, ctx.config.hidden, ctx.config.hidden);
+  ctx.Products(products, n);
   ctx.profile.Mark(StepOp::kQkv);
   ctx.ForTokens(n, [&](int t, int) {
     const float* angles = AnglesOf(ctx, layer, t);
-    float* k = ctx.act.k.data() + t * width;
-    float* v = ctx.act.v.data() + t * width;
+    const auto norm_and_rotate = [&](float* x, const Vector& norm) {
+      RmsNorm(x, norm.data(), dim, ctx.config.rms_eps, x);
+      RotateHalf(x, angles, angles + dim / 2, dim);
+    };
+    for (int head = 0; queries && head < ctx.config.heads; ++head) {
+      norm_and_rotate(ctx.act.q.data() + t * q_width + head * dim, w.q_norm);
+    }
+    if (!keys) {
+      return;
+    }
+    float* k = ctx.act.k.data() + t * kv_width;
+    float* v = ctx.act.v.data() + t * kv_width;
     const float* v_from = w.value_is_key ? k : v;  // the raw projection, before k's norm
-    const int64_t dim = layer.head_dim;
     for (int head = 0; head < layer.kv_heads; ++head) {
       RmsNorm(v_from + head * dim, nullptr, dim, ctx.config.rms_eps, v + head * dim);
-      RmsNorm(k + head * dim, w.k_norm.data(), dim, ctx.config.rms_eps, k + head * dim);
-      RotateHalf(k + head * dim, angles, angles + dim / 2, dim);
+      norm_and_rotate(k + head * dim, w.k_norm);
     }
     ctx.kv.Store(index, tokens[t].slot, tokens[t].position, k, v);
   });
   ctx.profile.Mark(StepOp::kRopeStore);
 }
 
-void AttendTokens(const ForwardContext& ctx, int index, absl::Span<const StepToken> tokens, bool input_set) {
+void AttendTokens(const ForwardContext& ctx, int index, absl::Span<const StepToken> tokens) {
   const LayerConfig& layer = ctx.config.layers[index];
   const LayerWeights& w = ctx.weights.layers[index];
   const int n = static_cast<int>(tokens.size());
-  const int64_t dim = layer.head_dim;
-  const int64_t width = ctx.config.heads * dim;
-  if (!input_set) {
-    ctx.act.input.Set(ctx.act.normed.data(), n, ctx.config.hidden, ctx.config.hidden);
-  }
-  ctx.Product(w.q, n, ctx.act.q.data());
-  ctx.profile.Mark(StepOp::kQkv);
-  ctx.ForTokens(n, [&](int t, int) {
-    const float* angles = AnglesOf(ctx, layer, t);
-    for (int head = 0; head < ctx.config.heads; ++head) {
-      float* q = ctx.act.q.data() + t * width + head * dim;
-      RmsNorm(q, w.q_norm.data(), dim, ctx.config.rms_eps, q);
-      RotateHalf(q, angles, angles + dim / 2, dim);
-    }
-  });
-  ctx.profile.Mark(StepOp::kRopeStore);
+  const int64_t width = int64_t{ctx.config.heads} * layer.head_dim;
   Attention(ctx.config, layer, ctx.kv, tokens, ctx.act.q.data(), ctx.act.attention.data(), width,
             ctx.act.attention_scratch, ctx.pool);
   for (const StepToken& token : tokens) {
@@ -133,10 +156,6 @@ void PleUpdate(const ForwardContext& ctx, int index, const float* x, int n) {
   ctx.act.input.Set(ctx.act.ple_gate.data(), n, width, width);
   ctx.Product(w.ple_projection, n, ctx.act.ple_update.data());
   ctx.See("ple_proj", index, ctx.act.ple_update.data(), n, d);
-  ctx.ForTokens(n, [&](int t, int) {
-    float* update = ctx.act.ple_update.data() + t * d;
-    RmsNorm(update, w.ple_post_norm.data(), d, ctx.config.rms_eps, update);
-  });
   ctx.profile.Mark(StepOp::kPle);
 }
 

@@ -41,8 +41,18 @@ struct ForwardContext {
   }
   // fn(token index, worker) for each token.
   void ForTokens(int tokens, absl::FunctionRef<void(int token, int worker)> fn) const;
-  // y [n, w.rows()] = act.input times w, counted in the profile.
+  // y [n, w.rows()] = act.input times w, counted in the profile. Each product first lets the row reads proceed: those
+  // of a whole chunk exceed the device's queue, and the first layer consumes them.
   void Product(const Matrix& w, int n, float* y) const;
+  // Several of the same input in one pass of the workers; the rows of each y are w->rows() floats apart.
+  void Products(absl::Span<const MatMulOutput> products, int n) const;
+  // y [n, gate.rows()] = gelu_tanh(gate x) * (up x), x = act.input; `scratch` holds as much as y.
+  void GatedProduct(const Matrix& gate, const Matrix& up, int n, float* y, float* scratch) const;
+  // Counts a whole product of n tokens.
+  void Count(const Matrix& w, int n) const {
+    profile.multiply_adds += static_cast<uint64_t>(w.rows() * w.cols() * n);
+    profile.weight_bytes += w.resident_bytes();
+  }
   // Counts what a sparse product did.
   void Count(const SparseWork& work) const {
     profile.multiply_adds += work.multiply_adds;
@@ -56,15 +66,18 @@ void EmbedTokens(const ForwardContext& ctx, absl::Span<const StepToken> tokens, 
 void ComputeAngles(const ForwardContext& ctx, absl::Span<const StepToken> tokens);
 // out[t] = norm(x[t]; w).
 void NormTokens(const ForwardContext& ctx, const float* x, const Vector& w, int n, float* out);
-// k and v of an owning layer from act.normed, normed, rotated and stored. Sets act.input.
-void StoreKeysAndValues(const ForwardContext& ctx, int layer, absl::Span<const StepToken> tokens);
-// act.branch = o_proj of the attention of act.normed; keys and values are stored already. `input_set`: act.input holds
-// act.normed already.
-void AttendTokens(const ForwardContext& ctx, int layer, absl::Span<const StepToken> tokens, bool input_set);
+// The products of act.normed that open a layer, in one pass, and what follows from them. kKeys: k and v, normed,
+// rotated and stored; nothing in a layer that owns none. kQueries: act.q, normed and rotated, and where there is a
+// LAuReL branch its first half, act.laurel_low.
+enum class AttentionParts { kKeys, kQueries, kBoth };
+void OpenAttention(const ForwardContext& ctx, int layer, absl::Span<const StepToken> tokens, AttentionParts parts);
+// act.branch = o_proj of the attention of act.q; keys and values are stored already.
+void AttendTokens(const ForwardContext& ctx, int layer, absl::Span<const StepToken> tokens);
 // act.branch = down(gelu_tanh(gate n) * (up n)), n = act.normed; with the layer's sparsity cut on the gate.
 // feed_forward.cc
 void FeedForward(const ForwardContext& ctx, int layer, int n);
-// act.ple_update = norm(per_layer_projection(gelu_tanh(per_layer_input_gate x) * q[layer]); post norm).
+// act.ple_update = per_layer_projection(gelu_tanh(per_layer_input_gate x) * q[layer]), not yet normed with the layer's
+// ple_post_norm: the caller does that where it adds it.
 void PleUpdate(const ForwardContext& ctx, int layer, const float* x, int n);
 // Moves the rows of the wanted tokens to the front of x [n, width].
 void KeepWanted(const StepBatch& batch, float* x, int64_t width);

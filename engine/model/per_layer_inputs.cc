@@ -154,6 +154,7 @@ void PerLayerInputs::Project(const StepBatch& batch, const Weights& weights, con
   }
   const int64_t hidden = config_.hidden;
   const auto product = [&](const Matrix& w, int tokens, float* out) {
+    Poll();
     MatMul(w, input, out, w.rows(), pool_);
     profile.multiply_adds += static_cast<uint64_t>(w.rows() * w.cols() * tokens);
     profile.weight_bytes += w.resident_bytes();

@@ -62,7 +62,7 @@ class PerLayerInputs {
   // Waits for the rows of all chunks, sums, and releases the tickets. A chunk whose rows failed gets the error as its
   // status and unspecified inputs. Again in the same step: nothing.
   void Join(const StepBatch& batch, absl::Span<Chunk> chunks, const Weights& weights, StepProfile& profile);
-  // Lets reads proceed that wait for a place in the device's queue; between layers.
+  // Lets reads proceed that wait for a place in the device's queue; between products.
   void Poll() {
     if (store_ != nullptr) {
       store_->Poll();

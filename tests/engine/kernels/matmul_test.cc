@@ -279,6 +279,7 @@ TEST_P(ProductTest, FusedProductsEqualSingleOnes) {
   const Matrix a = MakeMatrix(GetParam(), rows, Cols(), a_bytes);
   const Matrix b = MakeMatrix(GetParam(), rows, Cols(), b_bytes);
   const Matrix c = MakeMatrix(TensorType::kF32, 21, Cols(), c_bytes);
+  const Matrix d = MakeMatrix(TensorType::kF16, rows, Cols(), RandomRows(TensorType::kF16, rows, Cols(), 15));
   for (const std::string& isa : AvailableKernelIsas()) {
     ASSERT_TRUE(ForceKernelIsa(isa).ok());
     for (const int n : {1, 3, 100}) {
@@ -286,6 +287,7 @@ TEST_P(ProductTest, FusedProductsEqualSingleOnes) {
       std::vector<float> expected_a = Product(a, x, n);
       const std::vector<float> expected_b = Product(b, x, n);
       const std::vector<float> expected_c = Product(c, x, n);
+      const std::vector<float> expected_d = Product(d, x, n);
       for (const int threads : {1, 3}) {
         ThreadPool pool(threads);
         MatMulInput input(n, Cols());
@@ -302,6 +304,10 @@ TEST_P(ProductTest, FusedProductsEqualSingleOnes) {
         std::vector<float> expected(expected_a.size());
         GeluTanhMul(expected_a.data(), expected_b.data(), static_cast<int64_t>(expected.size()), expected.data());
         EXPECT_EQ(gated, expected) << isa << " n " << n;
+        // A file may give the pair two types.
+        MatMulGated(a, d, input, gated.data(), y_b.data(), rows, pool);
+        GeluTanhMul(expected_a.data(), expected_d.data(), static_cast<int64_t>(expected.size()), expected.data());
+        EXPECT_EQ(gated, expected) << isa << " n " << n << ", two types";
       }
     }
   }
