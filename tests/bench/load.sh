@@ -75,7 +75,7 @@ for part in $parts; do
       stop
       ;;
     cgroup)
-      start --slots 4 --dram-budget 0
+      start --slots 4 --prefix-cache 32MiB --dram-budget 0
       weights=$("$binary" info --address "$address" --json | grep -o '"name":"weights","bytes":"[0-9]*' | grep -o '[0-9]*$')
       bytes=$((weights + (350 << 20)))
       load --clients 4 --tokens 8 > /dev/null
@@ -83,7 +83,7 @@ for part in $parts; do
       load --clients 4 --tokens 64 --seed 5 | grep -E 'every stream|gap'
       memory
       stop
-      start --in "$bytes" --slots 4 --dram-budget "$bytes"
+      start --in "$bytes" --slots 4 --prefix-cache 32MiB --dram-budget "$bytes"
       load --clients 4 --tokens 8 > /dev/null
       echo "== 4 streams in a cgroup of $bytes bytes (weights and 350 MiB)"
       load --clients 4 --tokens 64 --seed 5 | grep -E 'every stream|gap'
