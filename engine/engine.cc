@@ -92,11 +92,12 @@ class EngineImpl : public Engine {
                                                      " fit in the queue and the slots"));
     }
     const int64_t now = clock_.NowNs();
-    int64_t deadline_ns = INT64_MAX;
-    if (request.deadline != absl::InfiniteFuture()) {
-      const int64_t left = absl::ToInt64Nanoseconds(request.deadline - clock_.WallNow());
-      deadline_ns = left > INT64_MAX - now ? INT64_MAX : now + left;
-    }
+    const auto at = [now](absl::Duration left) {
+      const int64_t ns = absl::ToInt64Nanoseconds(left);  // saturates
+      return ns > INT64_MAX - now ? INT64_MAX : now + ns;
+    };
+    const int64_t deadline_ns = at(request.deadline - clock_.WallNow());
+    const int64_t time_limit_ns = at(request.time_limit);
     const int completions = request.completions;
     const RequestId id = next_id_.fetch_add(static_cast<RequestId>(completions), std::memory_order_relaxed);
     std::unique_ptr<CompletionGroup> group;
@@ -110,6 +111,7 @@ class EngineImpl : public Engine {
           *shape, group == nullptr ? sink : group->sink(i), tokenizer_);
       sequence->submitted_ns = now;
       sequence->deadline_ns = deadline_ns;
+      sequence->time_limit_ns = time_limit_ns;
       sequence->group = id;
       sequence->prefix_scope = options_.share_prefixes ? 0 : id;
       if (group != nullptr) {
@@ -261,7 +263,8 @@ class EngineImpl : public Engine {
     // An interactive request waits for no batch work, neither waiting nor running.
     arrival.ahead = std::max(0, (interactive ? waiting_interactive_ : published_.waiting) + inbox + sequences -
                                     slots_free - (interactive ? running_batch_ : 0));
-    arrival.left_ns = sequence.deadline_ns - now;
+    // With a time limit before its deadline it ends well in any case.
+    arrival.left_ns = sequence.time_limit_ns < sequence.deadline_ns ? INT64_MAX : sequence.deadline_ns - now;
     arrival.since_departure_ns = std::max<int64_t>(0, now - retry_.last_departure_ns());
     const Speed speed = {prefill_token_.ns(), decode_step_.ns(), retry_.interval_ns()};
     Admission admission = Admit(queue, limits, speed, arrival);

@@ -48,7 +48,7 @@ struct SecondsHistogram {
 struct EngineStats {
   uint64_t requests_accepted = 0;
   uint64_t requests_refused = 0;
-  uint64_t requests_finished[7] = {};  // by FinishReason
+  uint64_t requests_finished[kFinishReasons] = {};  // by FinishReason
   uint64_t prompt_tokens = 0;
   uint64_t generated_tokens = 0;
   uint64_t steps = 0;

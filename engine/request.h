@@ -67,6 +67,8 @@ struct GenerateRequest {
   Priority priority = Priority::kInteractive;
   bool special_in_text = false;  // control tokens' pieces appear in the text
   absl::Time deadline = absl::InfiniteFuture();
+  // From Submit on, waiting included. Then it ends well, with what it has (kTimeLimit); that may be nothing.
+  absl::Duration time_limit = absl::InfiniteDuration();
 };
 
 struct TokenLogprob {
@@ -79,7 +81,8 @@ struct PositionLogprobs {
   std::vector<TokenLogprob> top;  // best first
 };
 
-enum class FinishReason { kStop, kStopString, kLength, kContextFull, kCancelled, kDeadline, kError };
+enum class FinishReason { kStop, kStopString, kLength, kContextFull, kTimeLimit, kCancelled, kDeadline, kError };
+inline constexpr int kFinishReasons = 8;
 
 // What the request cost. Seconds are wall time; rows and bytes are this request's own share.
 struct Receipt {

@@ -94,6 +94,9 @@ absl::StatusOr<SequenceShape> CheckRequest(const GenerateRequest& request, const
     }
   }
 
+  if (request.time_limit <= absl::ZeroDuration()) {
+    return Invalid("time_limit is ", absl::FormatDuration(request.time_limit), "; it must be more than 0");
+  }
   if (request.completions < 1 || request.completions > kCompletionsMax) {
     return Invalid("completions is ", request.completions, "; it must be 1 to ", kCompletionsMax);
   }

@@ -92,6 +92,7 @@ struct Sequence {
 
   // Steady clock, ns; 0 = not yet.
   int64_t deadline_ns = INT64_MAX;
+  int64_t time_limit_ns = INT64_MAX;  // it ends well then
   int64_t submitted_ns = 0;
   int64_t started_ns = 0;
   int64_t first_token_ns = 0;

@@ -116,7 +116,7 @@ void StepLoop::Enqueue(std::unique_ptr<Sequence> sequence) {
 }
 
 bool StepLoop::Admit() {
-  EndCancelledAndLate();
+  EndDue();
   Preempt();
   HoldFollowers();
   Plan(&plan_);
@@ -214,7 +214,7 @@ void StepLoop::Plan(StepPlan* plan) {
   PlanStep(input, plan);
 }
 
-void StepLoop::EndCancelledAndLate() {
+void StepLoop::EndDue() {
   const int64_t now = clock_.NowNs();
   const auto sweep = [&](std::vector<std::unique_ptr<Sequence>>& list) {
     for (auto& sequence : list) {
@@ -224,6 +224,8 @@ void StepLoop::EndCancelledAndLate() {
         Finish(*sequence, FinishReason::kDeadline,
                absl::DeadlineExceededError(
                    absl::StrCat("the deadline passed after ", sequence->generated(), " generated tokens")));
+      } else if (now >= sequence->time_limit_ns) {
+        Finish(*sequence, FinishReason::kTimeLimit, absl::OkStatus());
       } else if (sequence->shape.prefill_tokens == 0) {  // one token to score: there is nothing to predict it from
         Start(*sequence, now);
         Finish(*sequence, FinishReason::kLength, absl::OkStatus());

@@ -18,7 +18,7 @@
 namespace embergate::engine {
 
 // One pass:
-//   Admit    ends what was cancelled or is late; plans; gives slots and KV to waiting requests
+//   Admit    ends what was cancelled or has had its time; plans; gives slots and KV to waiting requests
 //   Compute  reads ahead for the step after this one, computes the plan, samples, sends for the rows of all sampled
 //            tokens, then hands out tokens and ends sequences
 // Row reads: the next rows of all decoding sequences go out as one batch, before any client hears of the tokens; a
@@ -67,7 +67,7 @@ class StepLoop {
   struct Pending;  // what sampling decided for one chunk, until it is emitted
 
   void Plan(StepPlan* plan);
-  void EndCancelledAndLate();
+  void EndDue();
   // Takes slots from batch work for an interactive request that would have to wait.
   void Preempt();
   void SetAside(int running_index, int64_t now);

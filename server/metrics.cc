@@ -137,8 +137,9 @@ void AddBoard(const BoardSensors& sensors, Page& page) {
 }
 
 void AddEngine(const ServedModel& model, const engine::EngineStats& stats, Page& page) {
-  static constexpr const char* kReasons[] = {"stop",      "stop_string", "length", "context_full",
-                                             "cancelled", "deadline",    "error"};
+  static constexpr const char* kReasons[] = {"stop",       "stop_string", "length",   "context_full",
+                                             "time_limit", "cancelled",   "deadline", "error"};
+  static_assert(std::size(kReasons) == engine::kFinishReasons);
   page.Counter("embergate_requests_accepted_total", "Requests that the engine queued.",
                static_cast<double>(stats.requests_accepted));
   page.Counter("embergate_requests_refused_total", "Requests that the engine refused (queue full, invalid, draining).",

@@ -7,6 +7,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "absl/time/time.h"
 #include "server/chat_input.h"
 #include "server/status_mapping.h"
 #include "server/violations.h"
@@ -25,6 +26,7 @@ constexpr int kScoreTopMax = 1000;
 constexpr int64_t kScoreCellsMax = 100'000;
 constexpr int kDetokenizeIdsMax = 1 << 20;
 constexpr size_t kLabelBytesMax = 128;
+constexpr absl::Duration kTimeLimitMax = absl::Hours(24);
 
 absl::Status NotSupported(absl::string_view message) {
   return WithReason(absl::FailedPreconditionError(message), "NOT_SUPPORTED_BY_MODEL");
@@ -212,6 +214,17 @@ engine::StopParams ParseStopping(const v1::Stopping& proto, size_t prompt_tokens
   return params;
 }
 
+absl::Duration ParseTimeLimit(const google::protobuf::Duration& proto, Violations& violations) {
+  // Within these bounds of its parts a Duration is valid, and the sum exact.
+  const bool valid = proto.seconds() >= 0 && proto.seconds() <= absl::ToInt64Seconds(kTimeLimitMax) &&
+                     proto.nanos() >= 0 && proto.nanos() < 1'000'000'000;
+  const absl::Duration limit = absl::Seconds(proto.seconds()) + absl::Nanoseconds(proto.nanos());
+  if (!valid || limit <= absl::ZeroDuration() || limit > kTimeLimitMax) {
+    violations.Add("time_limit", "must be more than 0 and at most 24 hours");
+  }
+  return limit;
+}
+
 void CheckLabel(const std::string& text, const char* field, Violations& violations) {
   const bool printable = std::all_of(text.begin(), text.end(), [](char c) { return c >= 0x20 && c <= 0x7e; });
   if (text.size() > kLabelBytesMax || !printable) {
@@ -262,6 +275,9 @@ absl::StatusOr<engine::GenerateRequest> ParseGenerateRequest(const v1::GenerateR
   request.completions =
       Bounded(proto.n() == 0 ? int64_t{1} : int64_t{proto.n()}, "n", 1, engine::kCompletionsMax, violations);
   request.special_in_text = proto.special_in_text();
+  if (proto.has_time_limit()) {
+    request.time_limit = ParseTimeLimit(proto.time_limit(), violations);
+  }
   ParseScheduling(proto, request, violations);
   EMBERGATE_RETURN_IF_ERROR(violations.ToStatus());
   return request;

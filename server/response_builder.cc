@@ -18,6 +18,8 @@ v1::FinishReason ReasonToProto(engine::FinishReason reason) {
       return v1::FINISH_REASON_LENGTH;
     case engine::FinishReason::kContextFull:
       return v1::FINISH_REASON_CONTEXT_FULL;
+    case engine::FinishReason::kTimeLimit:
+      return v1::FINISH_REASON_TIME_LIMIT;
     case engine::FinishReason::kCancelled:
     case engine::FinishReason::kDeadline:
     case engine::FinishReason::kError:

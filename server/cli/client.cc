@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <fstream>
 #include <iostream>
@@ -102,6 +103,9 @@ void AddGenerationOptions(CLI::App& app, GenerationFlags& flags) {
   app.add_flag("--ignore-eos", flags.ignore_eos, "Go on past the model's own end");
   app.add_flag("--batch", flags.batch, "Nobody waits for this: other requests go first");
   app.add_option("--client-key", flags.client_key, "Whose share of the server this takes");
+  app.add_option("--time-limit", flags.time_limit_seconds,
+                 "End the answer after so many seconds, with what there is; 0 = no limit")
+      ->check(CLI::Range(0.0, 86400.0));
 }
 
 absl::Status Apply(const GenerationFlags& flags, v1::GenerateRequest& request) {
@@ -138,6 +142,11 @@ absl::Status Apply(const GenerationFlags& flags, v1::GenerateRequest& request) {
     request.set_priority(v1::PRIORITY_BATCH);
   }
   request.set_client_key(flags.client_key);
+  if (flags.time_limit_seconds > 0) {
+    const int64_t ns = std::max<int64_t>(1, std::llround(flags.time_limit_seconds * 1e9));
+    request.mutable_time_limit()->set_seconds(ns / 1'000'000'000);
+    request.mutable_time_limit()->set_nanos(static_cast<int32_t>(ns % 1'000'000'000));
+  }
   return absl::OkStatus();
 }
 

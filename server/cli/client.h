@@ -50,6 +50,7 @@ struct GenerationFlags {
   bool include_stop = false;
   bool batch = false;
   std::string client_key;
+  double time_limit_seconds = 0;  // 0 = none
 };
 void AddGenerationOptions(CLI::App& app, GenerationFlags& flags);
 // INVALID_ARGUMENT for a --logit-bias that is no ID=VALUE.

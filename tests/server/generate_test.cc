@@ -199,6 +199,30 @@ TEST(GenerateTest, DeadlineEndsTheCallAndTheComputing) {
   EXPECT_TRUE(Eventually([&] { return server.engine().Snapshot().running == 0; }));
 }
 
+TEST(GenerateTest, ATimeLimitEndsTheStreamWellWithWhatThereIs) {
+  ScriptedServer server;
+  v1::GenerateRequest request = IdsRequest({2, 3}, 200);
+  request.mutable_time_limit()->set_nanos(1);
+  const StreamResult nothing = Generate(server.stub(), request);
+  ASSERT_TRUE(nothing.status.ok()) << nothing.status.error_message();
+  EXPECT_EQ(nothing.started, 1);
+  EXPECT_EQ(nothing.last.reason(), v1::FINISH_REASON_TIME_LIMIT);
+  EXPECT_TRUE(nothing.ids.empty());
+  EXPECT_EQ(nothing.last.usage().output_tokens(), 0);
+
+  server.model().set_on_step([](uint64_t) { std::this_thread::sleep_for(std::chrono::milliseconds(5)); });
+  request.mutable_time_limit()->set_nanos(200'000'000);
+  const StreamResult some = Generate(server.stub(), request);
+  ASSERT_TRUE(some.status.ok()) << some.status.error_message();
+  EXPECT_EQ(some.last.reason(), v1::FINISH_REASON_TIME_LIMIT);
+  std::vector<int32_t> whole = server.model().Greedy({2, 3}, 200);
+  ASSERT_GT(some.ids.size(), 0u);
+  ASSERT_LT(some.ids.size(), 200u);
+  whole.resize(some.ids.size());
+  EXPECT_EQ(some.ids, whole);
+  EXPECT_EQ(some.last.usage().output_tokens(), static_cast<int>(whole.size()));
+}
+
 TEST(GenerateTest, SlowReaderGetsEverythingInFewerMessages) {
   ScriptedServer server;
   const auto context = BoundedContext();

@@ -92,6 +92,16 @@ TEST(RequestParserTest, EachBadFieldIsNamed) {
       {"request_id", [](auto& r) { r.set_request_id(std::string(129, 'a')); }},
       {"request_id", [](auto& r) { r.set_request_id("line\nbreak"); }},
       {"client_key", [](auto& r) { r.set_client_key(std::string(129, 'a')); }},
+      {"time_limit", [](auto& r) { r.mutable_time_limit(); }},  // zero
+      {"time_limit", [](auto& r) { r.mutable_time_limit()->set_seconds(-1); }},
+      {"time_limit", [](auto& r) { r.mutable_time_limit()->set_seconds(INT64_MAX); }},
+      {"time_limit", [](auto& r) { r.mutable_time_limit()->set_nanos(1'000'000'000); }},
+      {"time_limit", [](auto& r) { r.mutable_time_limit()->set_nanos(-1); }},
+      {"time_limit",
+       [](auto& r) {
+         r.mutable_time_limit()->set_seconds(86'400);
+         r.mutable_time_limit()->set_nanos(1);
+       }},
       {"priority", [](auto& r) { r.set_priority(static_cast<v1::Priority>(77)); }},
   };
   const ServedModel model = IdsModel();
@@ -125,6 +135,7 @@ TEST(RequestParserTest, DefaultsComeFromTheModel) {
   EXPECT_EQ(parsed->sampling.seed, 99u);
   EXPECT_EQ(parsed->stop.tokens_max, 99) << "256 cut to what the context leaves";
   EXPECT_FALSE(parsed->want_logprobs);
+  EXPECT_EQ(parsed->time_limit, absl::InfiniteDuration());
 }
 
 TEST(RequestParserTest, ZeroIsAValueOfItsOwn) {
@@ -160,8 +171,11 @@ TEST(RequestParserTest, AllFieldsArrive) {
   request.set_special_in_text(true);
   request.mutable_logprobs()->set_output(true);
   request.mutable_logprobs()->set_prompt_top(4);
+  request.mutable_time_limit()->set_seconds(86'399);
+  request.mutable_time_limit()->set_nanos(999'999'999);
   const auto parsed = ParseGenerateRequest(request, IdsModel(), RequestLimits(), 1);
   ASSERT_TRUE(parsed.ok()) << parsed.status();
+  EXPECT_EQ(parsed->time_limit, absl::Hours(24) - absl::Nanoseconds(1));
   const engine::SamplingParams& s = parsed->sampling;
   EXPECT_FLOAT_EQ(s.temperature, 0.5f);
   EXPECT_EQ(s.top_k, 3);

@@ -167,6 +167,46 @@ TEST_F(CompletionsTest, CancelEndsAllOfThem) {
   }
 }
 
+TEST_F(CompletionsTest, ATimeLimitEndsWhatHasNotEnded) {
+  Make();
+  RecordingSink whole;
+  ASSERT_TRUE(engine_->Submit(Request(Prompt(40), 20, 6), &whole).ok());
+  RunAll();
+  Make();
+  RecordingSink sink;
+  GenerateRequest request = Request(Prompt(40), 20, 6);  // four of them have slots, for about 200 ms
+  request.time_limit = absl::Milliseconds(300);
+  ASSERT_TRUE(engine_->Submit(request, &sink).ok());
+  RunAll();
+  ASSERT_TRUE(sink.finish.has_value());
+  EXPECT_TRUE(sink.finish->status.ok());
+  EXPECT_EQ(sink.finish->reason, FinishReason::kLength) << "that of answer 0";
+  ASSERT_EQ(sink.completions.size(), 6u);
+  for (const FinishEvent& event : sink.completions) {
+    const bool late = event.completion >= 4;
+    EXPECT_EQ(event.reason, late ? FinishReason::kTimeLimit : FinishReason::kLength) << event.completion;
+    const std::vector<int32_t>& ids = sink.ids_of[event.completion];
+    const std::vector<int32_t>& all = whole.ids_of[event.completion];
+    ASSERT_LE(ids.size(), all.size());
+    EXPECT_TRUE(std::equal(ids.begin(), ids.end(), all.begin()));
+    EXPECT_EQ(ids.size() == all.size(), !late);
+    EXPECT_FALSE(ids.empty());
+  }
+  // So early that no answer has begun: an end without text for each.
+  Make();
+  RecordingSink nothing;
+  request.time_limit = absl::Nanoseconds(1);
+  ASSERT_TRUE(engine_->Submit(request, &nothing).ok());
+  clock_.Advance(absl::Milliseconds(1));
+  RunAll();
+  ASSERT_TRUE(nothing.finish.has_value());
+  EXPECT_TRUE(nothing.finish->status.ok());
+  EXPECT_EQ(nothing.finish->reason, FinishReason::kTimeLimit);
+  EXPECT_EQ(nothing.completions.size(), 6u);
+  EXPECT_THAT(nothing.ids, IsEmpty());
+  EXPECT_EQ(nothing.starts, 0);
+}
+
 TEST_F(CompletionsTest, ErrorOfOneEndsTheRequest) {
   Make();
   model_->set_chunk_fault([](uint64_t, const Chunk& chunk) {

@@ -413,6 +413,76 @@ TEST_F(EngineTest, DeadlinesEndRunningAndWaitingRequests) {
   EXPECT_NEAR(waiting.finish->receipt.queue_seconds, 0.05, 0.011);
 }
 
+// ---- Time limits: as deadlines, but what ends by one has ended well -----------------------------------
+TEST_F(EngineTest, TimeLimitsEndRunningAndWaitingRequestsWell) {
+  ScriptedModelOptions model_options;
+  model_options.limits.slots_max = 1;
+  Make(model_options);
+  RecordingSink running;
+  RecordingSink waiting;
+  GenerateRequest request = Greedy(Prompt(4), 100);
+  request.time_limit = absl::Milliseconds(100);
+  request.stop.tokens_min = 100;  // the limit goes before it
+  Submit(request, &running);
+  request.time_limit = absl::Milliseconds(50);
+  Submit(request, &waiting);
+  clock_.JumpWall(-absl::Hours(5));
+  RunAll();
+  for (const RecordingSink* sink : {&running, &waiting}) {
+    ASSERT_TRUE(sink->finish.has_value());
+    EXPECT_EQ(sink->finish->reason, FinishReason::kTimeLimit);
+    EXPECT_TRUE(sink->finish->status.ok()) << sink->finish->status;
+    EXPECT_THAT(sink->violations, IsEmpty());
+  }
+  const std::vector<int32_t> whole = model_->Greedy(Prompt(4), 100);
+  EXPECT_EQ(running.ids, std::vector<int32_t>(whole.begin(), whole.begin() + 9));  // as many as before a deadline
+  EXPECT_EQ(waiting.starts, 0);
+  EXPECT_THAT(waiting.ids, IsEmpty());
+  EXPECT_EQ(waiting.finish->receipt.generated_tokens, 0);
+  EXPECT_NEAR(waiting.finish->receipt.queue_seconds, 0.05, 0.011);
+  EXPECT_EQ(engine_->Snapshot().requests_finished[static_cast<size_t>(FinishReason::kTimeLimit)], 2u);
+}
+
+TEST_F(EngineTest, ATimeLimitInTheMiddleOfAPromptEndsItWithoutText) {
+  EngineOptions options;
+  options.prefill_chunk_max = 8;
+  Make({}, options);
+  RecordingSink sink;
+  GenerateRequest request = Greedy(Prompt(64), 5);
+  request.prompt_logprobs = true;
+  request.time_limit = absl::Milliseconds(40);  // a chunk takes 18 ms
+  Submit(request, &sink);
+  RunAll();
+  EXPECT_EQ(sink.finish->reason, FinishReason::kTimeLimit);
+  EXPECT_TRUE(sink.finish->status.ok());
+  EXPECT_THAT(sink.ids, IsEmpty());
+  EXPECT_EQ(sink.prompt.size(), 24u);
+}
+
+TEST_F(EngineTest, OfTimeLimitAndDeadlineTheFirstOneEndsARequest) {
+  Make();
+  RecordingSink limit;
+  RecordingSink deadline;
+  GenerateRequest request = Greedy(Prompt(4), 200);
+  request.time_limit = absl::Milliseconds(100);
+  request.deadline = clock_.WallNow() + absl::Milliseconds(200);
+  Submit(request, &limit);
+  request.time_limit = absl::Milliseconds(200);
+  request.deadline = clock_.WallNow() + absl::Milliseconds(100);
+  Submit(request, &deadline);
+  RunAll();
+  EXPECT_EQ(limit.finish->reason, FinishReason::kTimeLimit);
+  EXPECT_EQ(deadline.finish->reason, FinishReason::kDeadline);
+  RecordingSink early;
+  request = Greedy(Prompt(4), 3);
+  request.time_limit = absl::Hours(1);
+  Submit(request, &early);
+  RunAll();
+  EXPECT_EQ(early.finish->reason, FinishReason::kLength);
+  request.time_limit = absl::ZeroDuration();
+  EXPECT_EQ(engine_->Submit(request, &early).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
 TEST_F(EngineTest, AnErrorOfOneChunkEndsOnlyThatSequence) {
   Make();
   std::vector<RecordingSink> sinks(3);
@@ -707,27 +777,31 @@ TEST_F(EngineTest, InteractiveRequestsWithoutAnEndStillLeaveBatchWorkItsShare) {
   RunAll();
 }
 
-TEST_F(EngineTest, ABatchRequestThatIsCancelledOrLateWhileSetAsideEndsAsThat) {
+TEST_F(EngineTest, ABatchRequestThatIsCancelledOrHasHadItsTimeWhileSetAsideEndsAsThat) {
   ScriptedModelOptions model_options;
   model_options.limits.slots_max = 1;
-  for (const bool late : {false, true}) {
+  for (const FinishReason reason : {FinishReason::kCancelled, FinishReason::kDeadline, FinishReason::kTimeLimit}) {
     Make(model_options);
     RecordingSink batch;
     RecordingSink interactive;
     GenerateRequest request = Batch(Greedy(Prompt(5), 50));
-    if (late) {
+    if (reason == FinishReason::kDeadline) {
       request.deadline = clock_.WallNow() + absl::Milliseconds(120);
+    } else if (reason == FinishReason::kTimeLimit) {
+      request.time_limit = absl::Milliseconds(120);
     }
     const RequestId id = Submit(std::move(request), &batch);
     engine_->StepOnce();
     engine_->StepOnce();
     Submit(Greedy(Prompt(9, 1), 30), &interactive);
     engine_->StepOnce();
-    if (!late) {
+    if (reason == FinishReason::kCancelled) {
       engine_->Cancel(id);
     }
     RunAll();
-    EXPECT_EQ(batch.finish->reason, late ? FinishReason::kDeadline : FinishReason::kCancelled);
+    EXPECT_EQ(batch.finish->reason, reason);
+    EXPECT_EQ(batch.finish->status.ok(), reason == FinishReason::kTimeLimit);
+    EXPECT_EQ(batch.ids.size(), 2u);
     EXPECT_EQ(interactive.ids, model_->Greedy(Prompt(9, 1), 30));
     EXPECT_EQ(engine_->Snapshot().waiting_tokens, 0);
     EXPECT_EQ(engine_->Snapshot().waiting_bytes, 0);
@@ -760,6 +834,15 @@ TEST_F(EngineTest, ADeadlineThatCannotBeMetIsRefusedAtOnce) {
   Submit(request, &early);
   RunAll();
   EXPECT_EQ(sink.finish->reason, FinishReason::kLength) << "it was in time, as estimated";
+  // With a time limit before its deadline a request ends well in any case.
+  RecordingSink limited;
+  request.stop.ignore_eos = true;
+  request.deadline = clock_.WallNow() + absl::Milliseconds(100);
+  EXPECT_FALSE(engine_->Submit(request, &limited).ok());
+  request.time_limit = absl::Milliseconds(50);
+  Submit(request, &limited);
+  RunAll();
+  EXPECT_EQ(limited.finish->reason, FinishReason::kTimeLimit);
 }
 
 TEST_F(EngineTest, ADeadlineBehindAQueueIsRefusedWithTheTimeAfterWhichItCouldBeMet) {
