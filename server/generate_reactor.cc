@@ -13,19 +13,6 @@ namespace {
 // Keeps a message of 20 alternatives per position under half of gRPC's default 4 MiB limit for clients.
 constexpr size_t kPromptPositionsPerMessage = 4096;
 
-// About what the pending event holds in memory.
-size_t BytesOf(const engine::PositionLogprobs& logprobs) {
-  return sizeof(engine::PositionLogprobs) + logprobs.top.size() * sizeof(engine::TokenLogprob);
-}
-
-size_t BytesOf(const engine::TokenEvent& event) {
-  size_t bytes = event.text.size() + event.ids.size() * sizeof(int32_t);
-  for (const engine::PositionLogprobs& logprobs : event.logprobs) {
-    bytes += BytesOf(logprobs);
-  }
-  return bytes;
-}
-
 }  // namespace
 
 GenerateReactor::~GenerateReactor() {
@@ -39,17 +26,11 @@ void GenerateReactor::Start(engine::Engine& engine, engine::GenerateRequest requ
   engine_ = &engine;
   {
     absl::MutexLock lock(&mutex_);
-    answers_.resize(static_cast<size_t>(request.completions));
-    for (size_t i = 0; i < answers_.size(); ++i) {
-      answers_[i].delta.set_completion(static_cast<int>(i));
-      if (i < parsers.size()) {
-        answers_[i].parser = std::move(parsers[i]);
-      }
+    parsers.resize(static_cast<size_t>(request.completions));
+    for (size_t i = 0; i < parsers.size(); ++i) {
+      answers_.push_back({AnswerBuilder(static_cast<int>(i), std::move(parsers[i])), std::nullopt});
     }
-    started_.emplace();
-    started_->set_input_tokens(static_cast<int32_t>(request.prompt.size()));
-    started_->set_seed(request.sampling.seed);
-    started_->set_max_tokens(request.stop.tokens_max);
+    FillStarted(request, started_.emplace());
   }
   absl::StatusOr<engine::RequestId> id = engine.Submit(std::move(request), this);
   if (!id.ok()) {
@@ -104,27 +85,14 @@ void GenerateReactor::OnTokens(engine::TokenEvent event) {
     if (broken_ || overflow_) {
       return;
     }
-    Answer& answer = answers_[static_cast<size_t>(event.completion)];
-    pending_bytes_ += BytesOf(event);
-    answer.pending_bytes += BytesOf(event);
-    if (pending_bytes_ > pending_bytes_max_) {
+    answers_[static_cast<size_t>(event.completion)].builder.Push(event);
+    if (PendingBytes() > pending_bytes_max_) {
       overflow_ = true;
       DropPending();
       if (WantCancel()) {
         cancel = id_;
       }
     } else {
-      if (answer.parser != nullptr) {
-        std::vector<engine::AnswerEvent> events;
-        answer.parser->Push(event.ids, event.text.size(), events);
-        AddEvents(events, answer);
-      } else {
-        answer.delta.mutable_text()->append(event.text);
-      }
-      answer.delta.mutable_ids()->Add(event.ids.begin(), event.ids.end());
-      for (const engine::PositionLogprobs& logprobs : event.logprobs) {
-        FillLogprobs(logprobs, *answer.delta.add_logprobs());
-      }
       operation = NextOperation();
     }
   }
@@ -142,7 +110,7 @@ void GenerateReactor::OnCompletion(engine::FinishEvent event) {
       return;
     }
     Answer& answer = answers_[static_cast<size_t>(event.completion)];
-    FinishParser(answer);
+    answer.builder.Finish();
     FillCompletion(event, answer.ended.emplace());
     operation = NextOperation();
   }
@@ -155,7 +123,7 @@ void GenerateReactor::OnFinish(engine::FinishEvent event) {
     absl::MutexLock lock(&mutex_);
     finish_event_ = std::move(event);
     if (answers_.size() == 1 && !broken_ && !overflow_) {
-      FinishParser(answers_.front());
+      answers_.front().builder.Finish();
     }
     operation = NextOperation();
   }
@@ -215,44 +183,17 @@ void GenerateReactor::DropPending() {
   prompt_logprobs_.clear();
   prompt_logprobs_sent_ = 0;
   for (Answer& answer : answers_) {
-    answer.delta.Clear();
-    answer.pending_bytes = 0;
+    answer.builder.Take();
     answer.ended.reset();
   }
 }
 
-void GenerateReactor::FinishParser(Answer& answer) {
-  if (answer.parser != nullptr) {
-    std::vector<engine::AnswerEvent> events;
-    answer.parser->Finish(events);
-    AddEvents(events, answer);
+size_t GenerateReactor::PendingBytes() const {
+  size_t bytes = 0;
+  for (const Answer& answer : answers_) {
+    bytes += answer.builder.pending_bytes();
   }
-}
-
-void GenerateReactor::AddEvents(const std::vector<engine::AnswerEvent>& events, Answer& answer) {
-  for (const engine::AnswerEvent& event : events) {
-    switch (event.kind) {
-      case engine::AnswerEvent::Kind::kAnswer:
-        answer.delta.mutable_text()->append(event.text);
-        break;
-      case engine::AnswerEvent::Kind::kThinking:
-        answer.delta.mutable_thinking()->append(event.text);
-        break;
-      case engine::AnswerEvent::Kind::kToolCall: {
-        v1::ToolCall& call = *answer.delta.add_tool_calls();
-        call.set_id(absl::StrCat("call_", answer.tool_calls++));
-        call.set_name(event.name);
-        call.set_arguments_json(event.arguments);
-        break;
-      }
-      case engine::AnswerEvent::Kind::kMalformedToolCall:
-        answer.delta.mutable_text()->append(event.text);
-        answer.delta.set_malformed_tool_call(true);
-        break;
-    }
-    // What Finish releases was held back before: it has to be seen as pending.
-    answer.pending_bytes = std::max<size_t>(answer.pending_bytes, 1);
-  }
+  return bytes;
 }
 
 // Moves the next pending event into message_; false if there is none.
@@ -277,14 +218,9 @@ bool GenerateReactor::TakePending() {
   // In turns, so that every answer gets on.
   for (size_t i = 0; i < answers_.size(); ++i) {
     Answer& answer = answers_[next_answer_];
-    const int index = static_cast<int>(next_answer_);
     next_answer_ = (next_answer_ + 1) % answers_.size();
-    if (answer.pending_bytes > 0) {
-      message_.mutable_delta()->Swap(&answer.delta);
-      answer.delta.Clear();
-      answer.delta.set_completion(index);
-      pending_bytes_ -= std::min(pending_bytes_, answer.pending_bytes);
-      answer.pending_bytes = 0;
+    if (answer.builder.pending_bytes() > 0) {
+      *message_.mutable_delta() = answer.builder.Take();
       return true;
     }
     if (answer.ended.has_value()) {

@@ -16,6 +16,7 @@
 #include "engine/engine.h"
 #include "engine/text/answer_parser.h"
 #include "engine/token_sink.h"
+#include "server/answer_builder.h"
 #include "server/call_record.h"
 #include "server/lifecycle.h"
 
@@ -69,18 +70,12 @@ class GenerateReactor final : public grpc::ServerWriteReactor<v1::GenerateRespon
   // True if this call is the one that has to cancel.
   bool WantCancel() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void DropPending() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  size_t PendingBytes() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // One of the request's completions.
   struct Answer {
-    v1::Delta delta;  // pending
-    size_t pending_bytes = 0;
-    std::unique_ptr<engine::AnswerParser> parser;  // may be null
-    int tool_calls = 0;                            // so far
-    std::optional<v1::CompletionFinished> ended;   // pending; sent after the delta
+    AnswerBuilder builder;
+    std::optional<v1::CompletionFinished> ended;  // pending; sent after the delta
   };
-  // Adds what the parser made of the text to the pending delta.
-  static void AddEvents(const std::vector<engine::AnswerEvent>& events, Answer& answer);
-  // The parser has seen all: what it held back becomes pending.
-  static void FinishParser(Answer& answer);
 
   grpc::CallbackServerContext* const context_;
   const Lifecycle& lifecycle_;
@@ -101,8 +96,7 @@ class GenerateReactor final : public grpc::ServerWriteReactor<v1::GenerateRespon
   std::vector<engine::PositionLogprobs> prompt_logprobs_ ABSL_GUARDED_BY(mutex_);
   size_t prompt_logprobs_sent_ ABSL_GUARDED_BY(mutex_) = 0;
   std::vector<Answer> answers_ ABSL_GUARDED_BY(mutex_);
-  size_t next_answer_ ABSL_GUARDED_BY(mutex_) = 0;    // whose turn it is to be sent
-  size_t pending_bytes_ ABSL_GUARDED_BY(mutex_) = 0;  // of all of them
+  size_t next_answer_ ABSL_GUARDED_BY(mutex_) = 0;  // whose turn it is to be sent
 
   // Owned by the operation in flight.
   v1::GenerateResponse message_;

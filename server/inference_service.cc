@@ -13,6 +13,7 @@
 #include "engine/retry_after.h"
 #include "server/call_record.h"
 #include "server/chat_input.h"
+#include "server/generate_once_reactor.h"
 #include "server/generate_reactor.h"
 #include "server/response_builder.h"
 #include "server/score_reactor.h"
@@ -46,7 +47,13 @@ std::string PeerKey(const grpc::CallbackServerContext& context) {
                       absl::StartsWith(peer, "ipv") && colon != std::string::npos ? peer.substr(0, colon) : peer);
 }
 
-absl::Time DeadlineOf(const grpc::CallbackServerContext& context) { return absl::FromChrono(context.deadline()); }
+// What the call says, rather than the message.
+void SetCaller(const grpc::CallbackServerContext& context, engine::GenerateRequest& request) {
+  request.deadline = absl::FromChrono(context.deadline());
+  if (request.client_key.empty()) {
+    request.client_key = PeerKey(context);
+  }
+}
 
 }  // namespace
 
@@ -54,27 +61,26 @@ grpc::ServerWriteReactor<v1::GenerateResponse>* InferenceService::Generate(grpc:
                                                                            const v1::GenerateRequest* request) {
   auto* reactor = new GenerateReactor(
       context, lifecycle_, CallRecord(Method::kGenerate, request->request_id(), &stats_), options_.pending_bytes_max);
-  const ServedModel* model = nullptr;
-  absl::StatusOr<engine::GenerateRequest> parsed = Guarded([&]() -> absl::StatusOr<engine::GenerateRequest> {
-    EMBERGATE_ASSIGN_OR_RETURN(model, lifecycle_.Serving());
-    return ParseGenerateRequest(*request, *model, options_.limits, RandomSeed());
-  });
-  if (!parsed.ok()) {
-    reactor->Refuse(parsed.status());
+  absl::StatusOr<Generation> generation = Prepare(*context, *request, ParseGenerateRequest);
+  if (!generation.ok()) {
+    reactor->Refuse(generation.status());
     return reactor;
   }
-  parsed->deadline = DeadlineOf(*context);
-  if (parsed->client_key.empty()) {
-    parsed->client_key = PeerKey(*context);
+  reactor->Start(*generation->model->engine, std::move(generation->request), std::move(generation->parsers), Refusal);
+  return reactor;
+}
+
+grpc::ServerUnaryReactor* InferenceService::GenerateOnce(grpc::CallbackServerContext* context,
+                                                         const v1::GenerateRequest* request,
+                                                         v1::GenerateOnceResponse* response) {
+  auto* reactor = new GenerateOnceReactor(context, lifecycle_, response,
+                                          CallRecord(Method::kGenerateOnce, request->request_id(), &stats_));
+  absl::StatusOr<Generation> generation = Prepare(*context, *request, ParseGenerateOnceRequest);
+  if (!generation.ok()) {
+    reactor->Refuse(generation.status());
+    return reactor;
   }
-  // With special_in_text the client wants to see the markers themselves.
-  std::vector<std::unique_ptr<engine::AnswerParser>> parsers;
-  if (request->has_chat() && !request->special_in_text()) {
-    for (int i = 0; i < parsed->completions; ++i) {
-      parsers.push_back(MakeAnswerParser(*model->tokenizer, parsed->prompt));
-    }
-  }
-  reactor->Start(*model->engine, *std::move(parsed), std::move(parsers), Refusal);
+  reactor->Start(*generation->model->engine, std::move(generation->request), std::move(generation->parsers), Refusal);
   return reactor;
 }
 
@@ -91,10 +97,7 @@ grpc::ServerUnaryReactor* InferenceService::Score(grpc::CallbackServerContext* c
     reactor->Refuse(parsed.status());
     return reactor;
   }
-  parsed->deadline = DeadlineOf(*context);
-  if (parsed->client_key.empty()) {
-    parsed->client_key = PeerKey(*context);
-  }
+  SetCaller(*context, *parsed);
   reactor->Start(*model->engine, *std::move(parsed), Refusal);
   return reactor;
 }
@@ -135,6 +138,24 @@ grpc::ServerUnaryReactor* InferenceService::GetModelInfo(grpc::CallbackServerCon
                  FillModelInfo(*model, options_.limits, *response);
                  return absl::OkStatus();
                }));
+}
+
+absl::StatusOr<InferenceService::Generation> InferenceService::Prepare(const grpc::CallbackServerContext& context,
+                                                                       const v1::GenerateRequest& request,
+                                                                       Parser parse) const {
+  return Guarded([&]() -> absl::StatusOr<Generation> {
+    Generation generation;
+    EMBERGATE_ASSIGN_OR_RETURN(generation.model, lifecycle_.Serving());
+    EMBERGATE_ASSIGN_OR_RETURN(generation.request, parse(request, *generation.model, options_.limits, RandomSeed()));
+    SetCaller(context, generation.request);
+    // With special_in_text the client wants to see the markers themselves.
+    if (request.has_chat() && !request.special_in_text()) {
+      for (int i = 0; i < generation.request.completions; ++i) {
+        generation.parsers.push_back(MakeAnswerParser(*generation.model->tokenizer, generation.request.prompt));
+      }
+    }
+    return generation;
+  });
 }
 
 absl::Status InferenceService::Refusal(absl::Status status) {

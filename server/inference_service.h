@@ -5,9 +5,14 @@
 #include <grpcpp/grpcpp.h>
 
 #include <cstddef>
+#include <memory>
+#include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "embergate/v1/inference.grpc.pb.h"
+#include "engine/request.h"
+#include "engine/text/answer_parser.h"
 #include "server/lifecycle.h"
 #include "server/request_parser.h"
 #include "server/server_stats.h"
@@ -28,6 +33,8 @@ class InferenceService final : public v1::Inference::CallbackService {
 
   grpc::ServerWriteReactor<v1::GenerateResponse>* Generate(grpc::CallbackServerContext* context,
                                                            const v1::GenerateRequest* request) override;
+  grpc::ServerUnaryReactor* GenerateOnce(grpc::CallbackServerContext* context, const v1::GenerateRequest* request,
+                                         v1::GenerateOnceResponse* response) override;
   grpc::ServerUnaryReactor* Score(grpc::CallbackServerContext* context, const v1::ScoreRequest* request,
                                   v1::ScoreResponse* response) override;
   grpc::ServerUnaryReactor* Tokenize(grpc::CallbackServerContext* context, const v1::TokenizeRequest* request,
@@ -38,6 +45,15 @@ class InferenceService final : public v1::Inference::CallbackService {
                                          v1::GetModelInfoResponse* response) override;
 
  private:
+  // What a request becomes before the engine gets it.
+  struct Generation {
+    const ServedModel* model = nullptr;
+    engine::GenerateRequest request;
+    std::vector<std::unique_ptr<engine::AnswerParser>> parsers;  // one per answer, or none at all
+  };
+  using Parser = decltype(&ParseGenerateRequest);
+  absl::StatusOr<Generation> Prepare(const grpc::CallbackServerContext& context, const v1::GenerateRequest& request,
+                                     Parser parse) const;
   // What a client hears when the engine refuses a request.
   static absl::Status Refusal(absl::Status status);
   grpc::ServerUnaryReactor* Reply(grpc::CallbackServerContext* context, Method method, const absl::Status& status);

@@ -23,7 +23,8 @@ constexpr int kStopIdsMax = 64;
 constexpr int kLogitBiasMax = 1024;
 constexpr int kGenerateTopMax = 20;
 constexpr int kScoreTopMax = 1000;
-constexpr int64_t kScoreCellsMax = 100'000;
+// Tokens and alternatives to them in an answer that comes in one message: about 2 MB, of the 4 that clients take.
+constexpr int64_t kMessageCellsMax = 100'000;
 constexpr int kDetokenizeIdsMax = 1 << 20;
 constexpr size_t kLabelBytesMax = 128;
 constexpr absl::Duration kTimeLimitMax = absl::Hours(24);
@@ -283,6 +284,24 @@ absl::StatusOr<engine::GenerateRequest> ParseGenerateRequest(const v1::GenerateR
   return request;
 }
 
+absl::StatusOr<engine::GenerateRequest> ParseGenerateOnceRequest(const v1::GenerateRequest& proto,
+                                                                 const ServedModel& model, const RequestLimits& limits,
+                                                                 uint64_t random_seed) {
+  EMBERGATE_ASSIGN_OR_RETURN(engine::GenerateRequest request, ParseGenerateRequest(proto, model, limits, random_seed));
+  int64_t cells = int64_t{request.completions} * request.stop.tokens_max * (1 + request.top_logprobs);
+  if (request.prompt_logprobs) {
+    cells += static_cast<int64_t>(request.prompt.size()) * (1 + request.prompt_top_logprobs);
+  }
+  Violations violations;
+  if (cells > kMessageCellsMax) {
+    violations.Add("stopping.max_tokens",
+                   absl::StrCat("tokens, and alternatives to them, of the prompt and of all answers must be at most ",
+                                kMessageCellsMax, " together, are ", cells, ": use Generate"));
+  }
+  EMBERGATE_RETURN_IF_ERROR(violations.ToStatus());
+  return request;
+}
+
 absl::StatusOr<engine::GenerateRequest> ParseScoreRequest(const v1::ScoreRequest& proto, const ServedModel& model,
                                                           const RequestLimits& limits) {
   Violations violations;
@@ -302,8 +321,8 @@ absl::StatusOr<engine::GenerateRequest> ParseScoreRequest(const v1::ScoreRequest
   const int top_max = std::min(kScoreTopMax, model.limits.vocab_size);
   const int top = Bounded(int64_t{proto.top()}, "top", 0, top_max, violations);
   const int64_t cells = static_cast<int64_t>(request.prompt.size()) * (1 + top);
-  if (cells > kScoreCellsMax) {
-    violations.Add("top", absl::StrCat("tokens * (1 + top) must be at most ", kScoreCellsMax, ", is ", cells));
+  if (cells > kMessageCellsMax) {
+    violations.Add("top", absl::StrCat("tokens * (1 + top) must be at most ", kMessageCellsMax, ", is ", cells));
   }
   ParseScheduling(proto, request, violations);
   EMBERGATE_RETURN_IF_ERROR(violations.ToStatus());

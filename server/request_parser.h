@@ -26,6 +26,11 @@ struct RequestLimits {
 absl::StatusOr<engine::GenerateRequest> ParseGenerateRequest(const v1::GenerateRequest& proto, const ServedModel& model,
                                                              const RequestLimits& limits, uint64_t random_seed);
 
+// The same for GenerateOnce, whose answer has to fit in one message.
+absl::StatusOr<engine::GenerateRequest> ParseGenerateOnceRequest(const v1::GenerateRequest& proto,
+                                                                 const ServedModel& model, const RequestLimits& limits,
+                                                                 uint64_t random_seed);
+
 // As a generation of one greedy token with the prompt's log-probabilities: the token's alternatives are what
 // ScoreResponse.next reports.
 absl::StatusOr<engine::GenerateRequest> ParseScoreRequest(const v1::ScoreRequest& proto, const ServedModel& model,

@@ -1,6 +1,7 @@
 #include "server/response_builder.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "server/version.h"
 #include "storage/stats.h"
@@ -26,6 +27,16 @@ v1::FinishReason ReasonToProto(engine::FinishReason reason) {
       break;  // these end with a status
   }
   return v1::FINISH_REASON_UNSPECIFIED;
+}
+
+// Why an answer ended, in any of the messages that tell it.
+template <typename Proto>
+void FillEnd(const engine::FinishEvent& from, Proto& to) {
+  to.set_reason(ReasonToProto(from.reason));
+  if (from.reason == engine::FinishReason::kStop && from.stop_id >= 0) {
+    to.set_stop_id(from.stop_id);
+  }
+  to.set_stop_string(from.stop_string);
 }
 
 }  // namespace
@@ -57,28 +68,44 @@ void FillReceipt(const engine::Receipt& from, v1::Receipt& to) {
   to.set_preemptions(from.preemptions);
 }
 
+void FillStarted(const engine::GenerateRequest& from, v1::Started& to) {
+  to.set_input_tokens(static_cast<int32_t>(from.prompt.size()));
+  to.set_seed(from.sampling.seed);
+  to.set_max_tokens(from.stop.tokens_max);
+}
+
 void FillCompletion(const engine::FinishEvent& from, v1::CompletionFinished& to) {
   to.set_completion(from.completion);
-  to.set_reason(ReasonToProto(from.reason));
-  if (from.reason == engine::FinishReason::kStop && from.stop_id >= 0) {
-    to.set_stop_id(from.stop_id);
-  }
-  to.set_stop_string(from.stop_string);
+  FillEnd(from, to);
   to.set_output_tokens(from.receipt.generated_tokens);
   to.set_cumulative_logprob(from.cumulative_logprob);
 }
 
 void FillFinished(const engine::FinishEvent& from, v1::Finished& to) {
-  to.set_reason(ReasonToProto(from.reason));
-  if (from.reason == engine::FinishReason::kStop && from.stop_id >= 0) {
-    to.set_stop_id(from.stop_id);
-  }
-  to.set_stop_string(from.stop_string);
-  v1::Usage& usage = *to.mutable_usage();
-  usage.set_input_tokens(from.receipt.prompt_tokens);
-  usage.set_cached_tokens(from.receipt.cached_tokens);
-  usage.set_output_tokens(from.receipt.generated_tokens);
+  FillEnd(from, to);
+  FillUsage(from.receipt, *to.mutable_usage());
   FillReceipt(from.receipt, *to.mutable_receipt());
+}
+
+void FillAnswer(const engine::FinishEvent& from, bool one_of_several, v1::Delta content, v1::Answer& to) {
+  to.set_completion(from.completion);
+  *to.mutable_text() = std::move(*content.mutable_text());
+  *to.mutable_thinking() = std::move(*content.mutable_thinking());
+  to.mutable_ids()->Swap(content.mutable_ids());
+  to.mutable_logprobs()->Swap(content.mutable_logprobs());
+  to.mutable_tool_calls()->Swap(content.mutable_tool_calls());
+  to.set_malformed_tool_call(content.malformed_tool_call());
+  FillEnd(from, to);
+  to.set_output_tokens(from.receipt.generated_tokens);
+  if (one_of_several) {
+    to.set_cumulative_logprob(from.cumulative_logprob);
+  }
+}
+
+void FillUsage(const engine::Receipt& from, v1::Usage& to) {
+  to.set_input_tokens(from.prompt_tokens);
+  to.set_cached_tokens(from.cached_tokens);
+  to.set_output_tokens(from.generated_tokens);
 }
 
 void FillSampling(const engine::SamplingParams& from, v1::Sampling& to) {

@@ -14,10 +14,15 @@ namespace embergate::server {
 
 void FillLogprobs(const engine::PositionLogprobs& from, v1::PositionLogprobs& to);
 void FillReceipt(const engine::Receipt& from, v1::Receipt& to);
+// For a request that the engine takes.
+void FillStarted(const engine::GenerateRequest& from, v1::Started& to);
 // For one of several answers that ended well.
 void FillCompletion(const engine::FinishEvent& from, v1::CompletionFinished& to);
 // For a generation that ended well.
 void FillFinished(const engine::FinishEvent& from, v1::Finished& to);
+// For a whole answer that ended well, of one or of several; its content is moved out of `content`.
+void FillAnswer(const engine::FinishEvent& from, bool one_of_several, v1::Delta content, v1::Answer& to);
+void FillUsage(const engine::Receipt& from, v1::Usage& to);
 void FillSampling(const engine::SamplingParams& from, v1::Sampling& to);
 void FillModelInfo(const ServedModel& model, const RequestLimits& limits, v1::GetModelInfoResponse& to);
 

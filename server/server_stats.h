@@ -10,9 +10,9 @@
 
 namespace embergate::server {
 
-enum class Method { kGenerate, kScore, kTokenize, kDetokenize, kGetModelInfo };
-inline constexpr std::array<const char*, 5> kMethodNames = {"Generate", "Score", "Tokenize", "Detokenize",
-                                                            "GetModelInfo"};
+enum class Method { kGenerate, kGenerateOnce, kScore, kTokenize, kDetokenize, kGetModelInfo };
+inline constexpr std::array<const char*, 6> kMethodNames = {"Generate", "GenerateOnce", "Score",
+                                                            "Tokenize", "Detokenize",   "GetModelInfo"};
 inline constexpr int kGrpcCodes = 17;  // OK .. UNAUTHENTICATED
 const char* GrpcCodeName(grpc::StatusCode code);
 

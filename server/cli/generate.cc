@@ -43,6 +43,7 @@ struct GenerateFlags {
   bool thinking = false;
   int n = 1;
   int best_of = 1;
+  bool stream = true;
   bool json = false;
   bool stats = false;
 };
@@ -126,6 +127,20 @@ class Printer {
     }
   }
 
+  void Take(const v1::GenerateOnceResponse& response) {
+    for (const v1::PositionLogprobs& position : response.prompt_logprobs()) {
+      prompt_logprobs_.push_back(server::ToJson(position));
+    }
+    for (const v1::Answer& answer : response.answers()) {
+      TakeWhole(answer);
+    }
+    *finished_.mutable_usage() = response.usage();
+    *finished_.mutable_receipt() = response.receipt();
+    if (response.answers_size() > 0) {
+      finished_.set_reason(response.answers(0).reason());
+    }
+  }
+
   void Finish() {
     if (answers_.size() == 1) {
       v1::CompletionFinished& only = answers_[0].finished;
@@ -205,6 +220,27 @@ class Printer {
     std::fflush(stdout);
   }
 
+  // As if it had come in a stream, all at once.
+  void TakeWhole(const v1::Answer& whole) {
+    v1::Delta delta;
+    delta.set_completion(whole.completion());
+    delta.set_text(whole.text());
+    delta.set_thinking(whole.thinking());
+    *delta.mutable_ids() = whole.ids();
+    *delta.mutable_logprobs() = whole.logprobs();
+    *delta.mutable_tool_calls() = whole.tool_calls();
+    delta.set_malformed_tool_call(whole.malformed_tool_call());
+    Take(delta);
+    Answer* answer = AnswerAt(whole.completion());
+    if (answer != nullptr && answers_.size() > 1) {
+      answer->finished.set_completion(whole.completion());
+      answer->finished.set_reason(whole.reason());
+      answer->finished.set_output_tokens(whole.output_tokens());
+      answer->finished.set_cumulative_logprob(whole.cumulative_logprob());
+      PrintOneOfSeveral(*answer);
+    }
+  }
+
   static std::string Readable(const Answer& answer) {
     std::string out = answer.text;
     for (const nlohmann::json& call : answer.tool_calls) {
@@ -255,14 +291,24 @@ int Run(const GenerateFlags& flags, const v1::GenerateRequest& request, const st
   const auto stub = v1::Inference::NewStub(channel);
   grpc::ClientContext context;
   SetDeadline(flags.client, context);
-  const auto stream = stub->Generate(&context, request);
   Printer printer(flags);
-  v1::GenerateResponse response;
-  while (stream->Read(&response)) {
-    printer.Take(response);
+  grpc::Status status;
+  if (flags.stream) {
+    const auto stream = stub->Generate(&context, request);
+    v1::GenerateResponse response;
+    while (stream->Read(&response)) {
+      printer.Take(response);
+    }
+    status = stream->Finish();
+  } else {
+    v1::GenerateOnceResponse response;
+    status = stub->GenerateOnce(&context, request, &response);
+    if (status.ok()) {
+      printer.Take(response);
+    }
   }
-  if (const grpc::Status status = stream->Finish(); !status.ok()) {
-    if (!flags.json) {
+  if (!status.ok()) {
+    if (!flags.json && flags.stream) {
       std::printf("\n");
       std::fflush(stdout);
     }
@@ -333,6 +379,7 @@ void AddGenerate(CLI::App& app) {
       ->check(CLI::Range(1, engine::kCompletionsMax))
       ->excludes(several);
   generate->add_flag("--special", flags->special, "Print control tokens such as <|turn>, too");
+  generate->add_flag("!--no-stream", flags->stream, "Ask for the whole answer in one message (GenerateOnce)");
   CLI::Option* json =
       generate->add_flag("--json", flags->json, "Print one line of JSON: text, ids, finish_reason, usage, receipt");
   generate

@@ -123,6 +123,18 @@ TEST(GenerateTest, ChatAnswersAreTakenApart) {
   EXPECT_EQ(result.tool_calls[0].arguments_json(), R"({"lamp":3})");
   EXPECT_EQ(result.last.reason(), v1::FINISH_REASON_STOP);
 
+  v1::GenerateOnceResponse once;
+  ASSERT_TRUE(server.stub().GenerateOnce(BoundedContext().get(), request, &once).ok());
+  ASSERT_EQ(once.answers_size(), 1);
+  const v1::Answer& answer = once.answers(0);
+  EXPECT_EQ(answer.thinking(), result.thinking);
+  EXPECT_EQ(answer.text(), result.text);
+  EXPECT_TRUE(answer.malformed_tool_call());
+  ASSERT_EQ(answer.tool_calls_size(), 1);
+  EXPECT_EQ(answer.tool_calls(0).SerializeAsString(), result.tool_calls[0].SerializeAsString());
+  EXPECT_EQ(answer.reason(), v1::FINISH_REASON_STOP);
+  EXPECT_EQ(answer.stop_id(), 106);
+
   // With the markers wanted, everything is text.
   request.set_special_in_text(true);
   const StreamResult raw = Generate(server.stub(), request);

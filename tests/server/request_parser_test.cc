@@ -200,6 +200,23 @@ TEST(RequestParserTest, AllFieldsArrive) {
   EXPECT_EQ(parsed->prompt_top_logprobs, 4);
 }
 
+TEST(RequestParserTest, AWholeAnswerIsBounded) {
+  ServedModel model = IdsModel();
+  model.limits.context_max = 20'000;
+  v1::GenerateRequest request = IdsRequest(std::vector<int32_t>(1000, 7), 6250);
+  request.set_n(16);  // 100,000 tokens
+  const auto parse = [&] { return ParseGenerateOnceRequest(request, model, RequestLimits(), 1).status(); };
+  EXPECT_TRUE(parse().ok()) << parse();
+  request.mutable_logprobs()->set_prompt(true);
+  EXPECT_THAT(ViolatedFields(parse()), ::testing::ElementsAre("stopping.max_tokens"));
+  request.set_n(1);
+  request.mutable_logprobs()->set_output_top(14);
+  EXPECT_TRUE(parse().ok()) << parse();  // 15 * 6250 + 1000
+  request.mutable_logprobs()->set_prompt_top(6);
+  EXPECT_EQ(parse().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_TRUE(ParseGenerateRequest(request, model, RequestLimits(), 1).ok()) << "a stream has no such bound";
+}
+
 TEST(RequestParserTest, TextNeedsATokenizer) {
   v1::GenerateRequest request;
   request.mutable_text()->set_text("hello");

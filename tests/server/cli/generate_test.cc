@@ -71,6 +71,27 @@ class GenerateCommandTest : public ::testing::Test {
 };
 test::TempFolder* GenerateCommandTest::folder_ = nullptr;
 
+TEST_F(GenerateCommandTest, WithoutAStreamTheAnswerIsTheSame) {
+  for (const std::vector<std::string>& more : std::vector<std::vector<std::string>>{
+           {}, {"--logprobs", "2", "--prompt-logprobs", "1"}, {"--n", "3"}, {"--best-of", "3"}}) {
+    std::vector<std::string> flags = Sampled(more);
+    json streamed = Answer(flags);
+    flags.push_back("--no-stream");
+    json whole = Answer(flags);
+    streamed.erase("receipt");  // times differ
+    whole.erase("receipt");
+    EXPECT_EQ(whole, streamed);
+    EXPECT_EQ(Generate(flags).out, Generate(Sampled(more)).out);
+  }
+}
+
+TEST_F(GenerateCommandTest, ATimeLimitGoesBeforeTheNumberOfTokens) {
+  const json answer = Answer(Greedy({"--time-limit", "0.000001"}));
+  EXPECT_EQ(answer["finish_reason"], "time_limit");
+  EXPECT_LT(answer["ids"].size(), 12u);
+  EXPECT_EQ(Answer(Greedy({"--time-limit", "600"}))["finish_reason"], "length");
+}
+
 TEST_F(GenerateCommandTest, BiasForcesAndForbidsTokens) {
   EXPECT_THAT(IdsOf(Greedy({"--logit-bias", "77=1000"})), AllOf(SizeIs(12), Each(77)));
   const Ids plain = IdsOf(Greedy({}));

@@ -1,0 +1,59 @@
+#include "server/unary_reactor.h"
+
+#include "server/status_mapping.h"
+
+namespace embergate::server {
+
+UnaryReactor::~UnaryReactor() {
+  // Whoever was the last to hold the mutex has left it.
+  absl::MutexLock lock(&mutex_);
+}
+
+void UnaryReactor::Start(engine::Engine& engine, engine::GenerateRequest request,
+                         absl::FunctionRef<absl::Status(absl::Status)> refusal) {
+  engine_ = &engine;
+  // gRPC calls no reaction, OnDone least of all, before the handler that called us has returned: the object stays
+  // even if the engine finishes at once.
+  absl::StatusOr<engine::RequestId> id = engine.Submit(std::move(request), this);
+  if (!id.ok()) {
+    Refuse(refusal(id.status()));
+    return;
+  }
+  absl::MutexLock lock(&mutex_);
+  id_ = *id;
+}
+
+void UnaryReactor::Refuse(const absl::Status& status) { FinishWith(status, nullptr); }
+
+void UnaryReactor::OnFinish(engine::FinishEvent event) {
+  absl::Status status = lifecycle_.Explain(event.status);
+  if (status.ok() && event.reason == engine::FinishReason::kCancelled) {
+    status = absl::CancelledError("the call was cancelled");
+  }
+  if (status.ok()) {
+    Complete(event);
+  }
+  FinishWith(status, &event);
+}
+
+void UnaryReactor::OnCancel() {
+  std::optional<engine::RequestId> id;
+  {
+    absl::MutexLock lock(&mutex_);
+    id = id_;
+  }
+  if (id.has_value()) {
+    engine_->Cancel(*id);
+  }
+}
+
+void UnaryReactor::OnDone() { delete this; }
+
+void UnaryReactor::FinishWith(const absl::Status& status, const engine::FinishEvent* event) {
+  AddRetryTrailer(status, *context_);
+  grpc::Status sent = ToGrpc(status);
+  record_.Finish(status, sent.error_code(), event);
+  Finish(std::move(sent));
+}
+
+}  // namespace embergate::server
