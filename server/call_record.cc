@@ -4,6 +4,9 @@
 
 #include <utility>
 
+#include "absl/strings/escaping.h"
+#include "absl/strings/str_cat.h"
+
 namespace embergate::server {
 
 void CallRecord::Finish(const absl::Status& status, grpc::StatusCode sent, const engine::FinishEvent* finish) {
@@ -13,13 +16,17 @@ void CallRecord::Finish(const absl::Status& status, grpc::StatusCode sent, const
   if (finish != nullptr) {
     receipt = finish->receipt;
   }
+  std::string trace;
+  if (!identity_.trace_id.empty()) {
+    trace = absl::StrCat(" trace_id=", identity_.trace_id, " span_id=", identity_.span_id);
+  }
   // A client's mistakes and changes of mind are counted, not reported; the server's own troubles are.
   const bool trouble = sent == grpc::StatusCode::INTERNAL || sent == grpc::StatusCode::DATA_LOSS ||
                        (sent == grpc::StatusCode::UNAVAILABLE && finish != nullptr);
   spdlog::log(trouble ? spdlog::level::warn : spdlog::level::debug,
-              "call method={} id=\"{}\" code={} seconds={:.3f} queue={:.3f} input_tokens={} output_tokens={} {}",
-              kMethodNames[static_cast<size_t>(method_)], request_id_, GrpcCodeName(sent), seconds,
-              receipt.queue_seconds, receipt.prompt_tokens, receipt.generated_tokens,
+              "call method={} id=\"{}\"{} code={} seconds={:.3f} queue={:.3f} input_tokens={} output_tokens={} {}",
+              kMethodNames[static_cast<size_t>(method_)], absl::CEscape(identity_.request_id), trace,
+              GrpcCodeName(sent), seconds, receipt.queue_seconds, receipt.prompt_tokens, receipt.generated_tokens,
               trouble ? std::string(status.message()) : std::string());
 }
 

@@ -4,9 +4,11 @@
 
 #include <chrono>
 #include <string>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "engine/token_sink.h"
+#include "server/call_identity.h"
 #include "server/server_stats.h"
 
 namespace embergate::server {
@@ -14,8 +16,10 @@ namespace embergate::server {
 // Threads: one at a time. Never sees prompt or answer.
 class CallRecord {
  public:
-  CallRecord(Method method, std::string request_id, ServerStats* stats)
-      : method_(method), request_id_(std::move(request_id)), stats_(stats), start_(std::chrono::steady_clock::now()) {}
+  CallRecord(Method method, CallIdentity identity, ServerStats* stats)
+      : method_(method), identity_(std::move(identity)), stats_(stats), start_(std::chrono::steady_clock::now()) {}
+
+  const std::string& request_id() const { return identity_.request_id; }
 
   // `finish` is null for calls that never reached the engine. `status` is what the server knows; `sent` the code that
   // the client gets.
@@ -24,7 +28,7 @@ class CallRecord {
 
  private:
   Method method_;
-  std::string request_id_;
+  CallIdentity identity_;
   ServerStats* stats_;
   std::chrono::steady_clock::time_point start_;
 };

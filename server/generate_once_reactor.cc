@@ -12,7 +12,7 @@ void GenerateOnceReactor::Start(engine::Engine& engine, engine::GenerateRequest 
     answers_.emplace_back(static_cast<int>(i), std::move(parsers[i]));
     response_->add_answers();  // each has its place, in whatever order they end
   }
-  FillStarted(request, *response_->mutable_started());
+  FillStarted(request, record().request_id(), *response_->mutable_started());
   UnaryReactor::Start(engine, std::move(request), refusal);
 }
 

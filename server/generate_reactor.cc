@@ -30,7 +30,7 @@ void GenerateReactor::Start(engine::Engine& engine, engine::GenerateRequest requ
     for (size_t i = 0; i < parsers.size(); ++i) {
       answers_.push_back({AnswerBuilder(static_cast<int>(i), std::move(parsers[i])), std::nullopt});
     }
-    FillStarted(request, started_.emplace());
+    FillStarted(request, record_.request_id(), started_.emplace());
   }
   absl::StatusOr<engine::RequestId> id = engine.Submit(std::move(request), this);
   if (!id.ok()) {

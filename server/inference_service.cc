@@ -11,7 +11,6 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
 #include "engine/retry_after.h"
-#include "server/call_record.h"
 #include "server/chat_input.h"
 #include "server/generate_once_reactor.h"
 #include "server/generate_reactor.h"
@@ -59,8 +58,8 @@ void SetCaller(const grpc::CallbackServerContext& context, engine::GenerateReque
 
 grpc::ServerWriteReactor<v1::GenerateResponse>* InferenceService::Generate(grpc::CallbackServerContext* context,
                                                                            const v1::GenerateRequest* request) {
-  auto* reactor = new GenerateReactor(
-      context, lifecycle_, CallRecord(Method::kGenerate, request->request_id(), &stats_), options_.pending_bytes_max);
+  auto* reactor = new GenerateReactor(context, lifecycle_, Record(Method::kGenerate, *context, request->request_id()),
+                                      options_.pending_bytes_max);
   absl::StatusOr<Generation> generation = Prepare(*context, *request, ParseGenerateRequest);
   if (!generation.ok()) {
     reactor->Refuse(generation.status());
@@ -74,7 +73,7 @@ grpc::ServerUnaryReactor* InferenceService::GenerateOnce(grpc::CallbackServerCon
                                                          const v1::GenerateRequest* request,
                                                          v1::GenerateOnceResponse* response) {
   auto* reactor = new GenerateOnceReactor(context, lifecycle_, response,
-                                          CallRecord(Method::kGenerateOnce, request->request_id(), &stats_));
+                                          Record(Method::kGenerateOnce, *context, request->request_id()));
   absl::StatusOr<Generation> generation = Prepare(*context, *request, ParseGenerateOnceRequest);
   if (!generation.ok()) {
     reactor->Refuse(generation.status());
@@ -87,7 +86,7 @@ grpc::ServerUnaryReactor* InferenceService::GenerateOnce(grpc::CallbackServerCon
 grpc::ServerUnaryReactor* InferenceService::Score(grpc::CallbackServerContext* context, const v1::ScoreRequest* request,
                                                   v1::ScoreResponse* response) {
   auto* reactor =
-      new ScoreReactor(context, lifecycle_, response, CallRecord(Method::kScore, request->request_id(), &stats_));
+      new ScoreReactor(context, lifecycle_, response, Record(Method::kScore, *context, request->request_id()));
   const ServedModel* model = nullptr;
   absl::StatusOr<engine::GenerateRequest> parsed = Guarded([&]() -> absl::StatusOr<engine::GenerateRequest> {
     EMBERGATE_ASSIGN_OR_RETURN(model, lifecycle_.Serving());
@@ -105,39 +104,35 @@ grpc::ServerUnaryReactor* InferenceService::Score(grpc::CallbackServerContext* c
 grpc::ServerUnaryReactor* InferenceService::Tokenize(grpc::CallbackServerContext* context,
                                                      const v1::TokenizeRequest* request,
                                                      v1::TokenizeResponse* response) {
-  return Reply(context, Method::kTokenize, Guarded([&]() -> absl::Status {
-                 EMBERGATE_ASSIGN_OR_RETURN(const ServedModel* model, lifecycle_.Serving());
-                 EMBERGATE_ASSIGN_OR_RETURN(std::vector<int32_t> ids,
-                                            ParseTokenizeRequest(*request, *model, options_.limits));
-                 if (request->with_pieces()) {
-                   for (const int32_t id : ids) {
-                     response->add_pieces(std::string(model->tokenizer->Piece(id)));
-                   }
-                 }
-                 response->mutable_ids()->Assign(ids.begin(), ids.end());
-                 return absl::OkStatus();
-               }));
+  return Reply(context, Method::kTokenize, [&](const ServedModel& model) -> absl::Status {
+    EMBERGATE_ASSIGN_OR_RETURN(std::vector<int32_t> ids, ParseTokenizeRequest(*request, model, options_.limits));
+    if (request->with_pieces()) {
+      for (const int32_t id : ids) {
+        response->add_pieces(std::string(model.tokenizer->Piece(id)));
+      }
+    }
+    response->mutable_ids()->Assign(ids.begin(), ids.end());
+    return absl::OkStatus();
+  });
 }
 
 grpc::ServerUnaryReactor* InferenceService::Detokenize(grpc::CallbackServerContext* context,
                                                        const v1::DetokenizeRequest* request,
                                                        v1::DetokenizeResponse* response) {
-  return Reply(context, Method::kDetokenize, Guarded([&]() -> absl::Status {
-                 EMBERGATE_ASSIGN_OR_RETURN(const ServedModel* model, lifecycle_.Serving());
-                 EMBERGATE_ASSIGN_OR_RETURN(std::vector<int32_t> ids, ParseDetokenizeRequest(*request, *model));
-                 response->set_text(model->tokenizer->Decode(ids, request->special()));
-                 return absl::OkStatus();
-               }));
+  return Reply(context, Method::kDetokenize, [&](const ServedModel& model) -> absl::Status {
+    EMBERGATE_ASSIGN_OR_RETURN(std::vector<int32_t> ids, ParseDetokenizeRequest(*request, model));
+    response->set_text(model.tokenizer->Decode(ids, request->special()));
+    return absl::OkStatus();
+  });
 }
 
 grpc::ServerUnaryReactor* InferenceService::GetModelInfo(grpc::CallbackServerContext* context,
                                                          const v1::GetModelInfoRequest* /*request*/,
                                                          v1::GetModelInfoResponse* response) {
-  return Reply(context, Method::kGetModelInfo, Guarded([&]() -> absl::Status {
-                 EMBERGATE_ASSIGN_OR_RETURN(const ServedModel* model, lifecycle_.Serving());
-                 FillModelInfo(*model, options_.limits, *response);
-                 return absl::OkStatus();
-               }));
+  return Reply(context, Method::kGetModelInfo, [&](const ServedModel& model) {
+    FillModelInfo(model, options_.limits, *response);
+    return absl::OkStatus();
+  });
 }
 
 absl::StatusOr<InferenceService::Generation> InferenceService::Prepare(const grpc::CallbackServerContext& context,
@@ -170,10 +165,15 @@ absl::Status InferenceService::Refusal(absl::Status status) {
 }
 
 grpc::ServerUnaryReactor* InferenceService::Reply(grpc::CallbackServerContext* context, Method method,
-                                                  const absl::Status& status) {
+                                                  absl::FunctionRef<absl::Status(const ServedModel& model)> compute) {
+  CallRecord record = Record(method, *context);
+  const absl::Status status = Guarded([&]() -> absl::Status {
+    EMBERGATE_ASSIGN_OR_RETURN(const ServedModel* model, lifecycle_.Serving());
+    return compute(*model);
+  });
   AddRetryTrailer(status, *context);
   grpc::Status sent = ToGrpc(status);
-  CallRecord(method, "", &stats_).Finish(status, sent.error_code(), nullptr);
+  record.Finish(status, sent.error_code(), nullptr);
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   reactor->Finish(std::move(sent));
   return reactor;

@@ -6,13 +6,16 @@
 
 #include <cstddef>
 #include <memory>
+#include <string>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "embergate/v1/inference.grpc.pb.h"
 #include "engine/request.h"
 #include "engine/text/answer_parser.h"
+#include "server/call_record.h"
 #include "server/lifecycle.h"
 #include "server/request_parser.h"
 #include "server/server_stats.h"
@@ -56,7 +59,13 @@ class InferenceService final : public v1::Inference::CallbackService {
                                      Parser parse) const;
   // What a client hears when the engine refuses a request.
   static absl::Status Refusal(absl::Status status);
-  grpc::ServerUnaryReactor* Reply(grpc::CallbackServerContext* context, Method method, const absl::Status& status);
+  CallRecord Record(Method method, const grpc::CallbackServerContext& context,
+                    const std::string& request_id = "") const {
+    return CallRecord(method, IdentityOf(context, request_id), &stats_);
+  }
+  // A call that needs no engine: `compute` gives its answer, if the model is there.
+  grpc::ServerUnaryReactor* Reply(grpc::CallbackServerContext* context, Method method,
+                                  absl::FunctionRef<absl::Status(const ServedModel& model)> compute);
 
   const Lifecycle& lifecycle_;
   ServerStats& stats_;

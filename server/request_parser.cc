@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
+#include "server/call_identity.h"
 #include "server/chat_input.h"
 #include "server/status_mapping.h"
 #include "server/violations.h"
@@ -26,7 +27,6 @@ constexpr int kScoreTopMax = 1000;
 // Tokens and alternatives to them in an answer that comes in one message: about 2 MB, of the 4 that clients take.
 constexpr int64_t kMessageCellsMax = 100'000;
 constexpr int kDetokenizeIdsMax = 1 << 20;
-constexpr size_t kLabelBytesMax = 128;
 constexpr absl::Duration kTimeLimitMax = absl::Hours(24);
 
 absl::Status NotSupported(absl::string_view message) {
@@ -227,8 +227,7 @@ absl::Duration ParseTimeLimit(const google::protobuf::Duration& proto, Violation
 }
 
 void CheckLabel(const std::string& text, const char* field, Violations& violations) {
-  const bool printable = std::all_of(text.begin(), text.end(), [](char c) { return c >= 0x20 && c <= 0x7e; });
-  if (text.size() > kLabelBytesMax || !printable) {
+  if (!IsLabel(text)) {
     violations.Add(field, absl::StrCat("must be at most ", kLabelBytesMax, " printable ASCII characters"));
   }
 }

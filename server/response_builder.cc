@@ -68,10 +68,11 @@ void FillReceipt(const engine::Receipt& from, v1::Receipt& to) {
   to.set_preemptions(from.preemptions);
 }
 
-void FillStarted(const engine::GenerateRequest& from, v1::Started& to) {
+void FillStarted(const engine::GenerateRequest& from, const std::string& request_id, v1::Started& to) {
   to.set_input_tokens(static_cast<int32_t>(from.prompt.size()));
   to.set_seed(from.sampling.seed);
   to.set_max_tokens(from.stop.tokens_max);
+  to.set_request_id(request_id);
 }
 
 void FillCompletion(const engine::FinishEvent& from, v1::CompletionFinished& to) {

@@ -2,6 +2,8 @@
 #ifndef EMBERGATE_SERVER_RESPONSE_BUILDER_H_
 #define EMBERGATE_SERVER_RESPONSE_BUILDER_H_
 
+#include <string>
+
 #include "embergate/v1/generate.pb.h"
 #include "embergate/v1/inference.pb.h"
 #include "embergate/v1/logprobs.pb.h"
@@ -15,7 +17,7 @@ namespace embergate::server {
 void FillLogprobs(const engine::PositionLogprobs& from, v1::PositionLogprobs& to);
 void FillReceipt(const engine::Receipt& from, v1::Receipt& to);
 // For a request that the engine takes.
-void FillStarted(const engine::GenerateRequest& from, v1::Started& to);
+void FillStarted(const engine::GenerateRequest& from, const std::string& request_id, v1::Started& to);
 // For one of several answers that ended well.
 void FillCompletion(const engine::FinishEvent& from, v1::CompletionFinished& to);
 // For a generation that ended well.

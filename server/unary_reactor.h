@@ -43,6 +43,8 @@ class UnaryReactor : public grpc::ServerUnaryReactor, public engine::TokenSink {
   void OnDone() final;
 
  protected:
+  const CallRecord& record() const { return record_; }
+
   // The generation has ended well: adds to the response what is still missing.
   virtual void Complete(const engine::FinishEvent& event) = 0;
 

@@ -44,10 +44,12 @@ TEST(GenerateOnceTest, GivesWhatTheStreamGives) {
   request.mutable_sampling()->set_seed(77);
   request.mutable_logprobs()->set_output_top(3);
   request.mutable_logprobs()->set_prompt_top(2);
+  request.set_request_id("order 7");
   const StreamResult stream = Generate(server.stub(), request);
   ASSERT_TRUE(stream.status.ok()) << stream.status.error_message();
   const v1::GenerateOnceResponse once = Once(server.stub(), request);
   EXPECT_EQ(once.started().SerializeAsString(), stream.first.SerializeAsString());
+  EXPECT_EQ(once.started().request_id(), "order 7");
   EXPECT_EQ(Bytes(once.prompt_logprobs()), Bytes(stream.prompt_logprobs));
   ASSERT_EQ(once.answers_size(), 1);
   const v1::Answer& answer = once.answers(0);

@@ -30,6 +30,28 @@ TEST(GenerateTest, StreamsStartedThenTokensThenFinishedOnce) {
   EXPECT_FALSE(result.last.has_stop_id());
 }
 
+TEST(GenerateTest, StartedNamesTheRequest) {
+  ScriptedServer server;
+  const auto id = [&](const std::string& field, const std::vector<std::string>& metadata) {
+    const auto context = BoundedContext();
+    for (const std::string& value : metadata) {
+      context->AddMetadata("x-request-id", value);
+    }
+    v1::GenerateRequest request = IdsRequest({2, 3}, 1);
+    request.set_request_id(field);
+    const auto reader = server.stub().Generate(context.get(), request);
+    const StreamResult result = ReadAll(*reader);
+    EXPECT_TRUE(result.status.ok()) << result.status.error_message();
+    return result.first.request_id();
+  };
+  EXPECT_EQ(id("", {}), "");
+  EXPECT_EQ(id("order 7", {}), "order 7");
+  EXPECT_EQ(id("", {"from-a-proxy"}), "from-a-proxy");
+  EXPECT_EQ(id("order 7", {"from-a-proxy"}), "order 7");
+  EXPECT_EQ(id("", {"one", "two"}), "") << "which of them?";
+  EXPECT_EQ(id("", {std::string(129, 'x')}), "") << "too long, and no reason to refuse the call";
+}
+
 TEST(GenerateTest, SeveralAnswersComeInOneStream) {
   ScriptedServerOptions options = SmallServer();
   options.tokenizer = true;
