@@ -23,6 +23,7 @@ GenerateRequest CompletionGroup::Part(const GenerateRequest& request, int index)
     part.sampling.seed = x ^ (x >> 31);
     part.prompt_logprobs = false;
     part.prompt_top_logprobs = 0;
+    part.prompt_progress = false;
   }
   return part;
 }
@@ -38,8 +39,15 @@ void CompletionGroup::Member::OnPrompt(std::vector<PositionLogprobs> logprobs) {
   group->sink_->OnPrompt(std::move(logprobs));
 }
 
+void CompletionGroup::Member::OnPromptProgress(int done, int cached) {
+  if (!group->answering_) {  // another answer may have begun while this one was set aside
+    group->sink_->OnPromptProgress(done, cached);
+  }
+}
+
 void CompletionGroup::Member::OnTokens(TokenEvent event) {
   event.completion = index;
+  group->answering_ = true;
   group->sink_->OnTokens(std::move(event));
 }
 

@@ -11,7 +11,7 @@
 
 namespace embergate::engine {
 
-// Passes the sequences' events on, marked with the answer's index; OnStart and the prompt's log-probabilities come from
+// Passes the sequences' events on, marked with the answer's index; OnStart and what concerns the prompt come from
 // answer 0 alone. Each answer's end is told by OnCompletion, the last one's followed by OnFinish for the request as a
 // whole. When one ends with an error the others are cancelled.
 //
@@ -37,6 +37,7 @@ class CompletionGroup {
   struct Member : TokenSink {
     void OnStart(int prompt_tokens) override;
     void OnPrompt(std::vector<PositionLogprobs> logprobs) override;
+    void OnPromptProgress(int done, int cached) override;
     void OnTokens(TokenEvent event) override;
     void OnFinish(FinishEvent event) override;
     CompletionGroup* group = nullptr;
@@ -49,6 +50,7 @@ class CompletionGroup {
   std::vector<Member> members_;
   int running_;
   bool started_ = false;
+  bool answering_ = false;  // tokens have been given out
   FinishEvent whole_;
 };
 

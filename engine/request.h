@@ -65,6 +65,7 @@ struct GenerateRequest {
   std::string client_key;
   double client_weight = 1;
   Priority priority = Priority::kInteractive;
+  bool prompt_progress = false;  // the sink hears how far a prompt of several steps is
   bool special_in_text = false;  // control tokens' pieces appear in the text
   absl::Time deadline = absl::InfiniteFuture();
   // From Submit on, waiting included. Then it ends well, with what it has (kTimeLimit); that may be nothing.

@@ -76,6 +76,7 @@ struct Sequence {
   int computed = 0;             // positions in the KV cache
   // Known tokens to compute before one is sampled: those of the prompt; once it was set aside, the generated ones too.
   int prefill_end = 0;
+  int progress_told = 0;  // positions that OnPromptProgress has reported
   int logprobs_done = 0;  // positions below it have given their prompt log-probabilities already
   int slot = -1;
   uint64_t prefix_scope = 0;  // sequences of one scope share prefixes

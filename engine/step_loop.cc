@@ -619,11 +619,22 @@ void StepLoop::EmitPromptLogprobs(Sequence& sequence, const Chunk& chunk, int ro
   }
 }
 
+void StepLoop::EmitPromptProgress(Sequence& sequence) {
+  if (sequence.request.prompt_progress && sequence.prefilling() && sequence.generated() == 0 &&
+      sequence.computed > sequence.progress_told) {
+    sequence.progress_told = sequence.computed;
+    sequence.sink->OnPromptProgress(sequence.computed, sequence.receipt.cached_tokens);
+  }
+}
+
 void StepLoop::Emit(const Chunk& chunk, int row, int64_t now, Pending* pending) {
   Sequence& sequence = *pending->sequence;
   const bool failed = pending->finish && pending->reason == FinishReason::kError;
   if (chunk.logits == LogitsWanted::kAll && !failed) {
     EmitPromptLogprobs(sequence, chunk, row);
+  }
+  if (!failed) {
+    EmitPromptProgress(sequence);
   }
   if (pending->logits_row >= 0) {
     CountToken(sequence, now);

@@ -101,6 +101,7 @@ class StepLoop {
   // log p of `id` and of the best `top` ids at a row, before any sampling parameter.
   PositionLogprobs LogprobsOf(int row, int32_t id, int top);
   void EmitPromptLogprobs(Sequence& sequence, const Chunk& chunk, int row);
+  void EmitPromptProgress(Sequence& sequence);
   void Emit(const Chunk& chunk, int row, int64_t now, Pending* pending);
   // Gives slot, KV and rows back, then sends what is held and the terminal event.
   void Finish(Sequence& sequence, FinishReason reason, absl::Status status, int32_t stop_id = -1);

@@ -35,6 +35,9 @@ class TokenSink {
   virtual ~TokenSink() = default;
   virtual void OnStart(int prompt_tokens) = 0;                        // computing has begun
   virtual void OnPrompt(std::vector<PositionLogprobs> logprobs) = 0;  // only when prompt_logprobs; in pieces, in order
+  // Only when prompt_progress, and only before the first token: `done` of the prompt's tokens are computed, `cached` of
+  // them by others; some are left. Never less than the last time, even where it begins again after a preemption.
+  virtual void OnPromptProgress(int /*done*/, int /*cached*/) {}
   virtual void OnTokens(TokenEvent event) = 0;
   // One of several answers has ended; not called where there is one only. OnFinish follows the last: its receipt is
   // that of all together (the prompt counts once), its reason answer 0's, or the first error, which ends the others

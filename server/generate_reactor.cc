@@ -30,6 +30,7 @@ void GenerateReactor::Start(engine::Engine& engine, engine::GenerateRequest requ
     for (size_t i = 0; i < parsers.size(); ++i) {
       answers_.push_back({AnswerBuilder(static_cast<int>(i), std::move(parsers[i])), std::nullopt});
     }
+    prompt_tokens_ = static_cast<int>(request.prompt.size());
     FillStarted(request, record_.request_id(), started_.emplace());
   }
   absl::StatusOr<engine::RequestId> id = engine.Submit(std::move(request), this);
@@ -76,6 +77,22 @@ void GenerateReactor::OnPrompt(std::vector<engine::PositionLogprobs> logprobs) {
   Run(operation);
 }
 
+void GenerateReactor::OnPromptProgress(int done, int cached) {
+  Operation operation = Operation::kNone;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (broken_) {
+      return;
+    }
+    v1::PromptProgress& progress = progress_.emplace();  // an older one that was not sent is of no use any more
+    progress.set_tokens_done(done);
+    progress.set_tokens_total(prompt_tokens_);
+    progress.set_cached_tokens(cached);
+    operation = NextOperation();
+  }
+  Run(operation);
+}
+
 void GenerateReactor::OnTokens(engine::TokenEvent event) {
   Operation operation = Operation::kNone;
   engine::Engine* engine = engine_;
@@ -85,6 +102,7 @@ void GenerateReactor::OnTokens(engine::TokenEvent event) {
     if (broken_ || overflow_) {
       return;
     }
+    progress_.reset();
     answers_[static_cast<size_t>(event.completion)].builder.Push(event);
     if (PendingBytes() > pending_bytes_max_) {
       overflow_ = true;
@@ -122,6 +140,7 @@ void GenerateReactor::OnFinish(engine::FinishEvent event) {
   {
     absl::MutexLock lock(&mutex_);
     finish_event_ = std::move(event);
+    progress_.reset();
     if (answers_.size() == 1 && !broken_ && !overflow_) {
       answers_.front().builder.Finish();
     }
@@ -180,6 +199,7 @@ bool GenerateReactor::WantCancel() {
 
 void GenerateReactor::DropPending() {
   started_.reset();
+  progress_.reset();
   prompt_logprobs_.clear();
   prompt_logprobs_sent_ = 0;
   for (Answer& answer : answers_) {
@@ -202,6 +222,11 @@ bool GenerateReactor::TakePending() {
   if (started_.has_value()) {
     *message_.mutable_started() = *std::move(started_);
     started_.reset();
+    return true;
+  }
+  if (progress_.has_value()) {
+    *message_.mutable_prompt_progress() = *std::move(progress_);
+    progress_.reset();
     return true;
   }
   if (prompt_logprobs_sent_ < prompt_logprobs_.size()) {

@@ -52,6 +52,7 @@ class GenerateReactor final : public grpc::ServerWriteReactor<v1::GenerateRespon
   // engine::TokenSink
   void OnStart(int prompt_tokens) override;
   void OnPrompt(std::vector<engine::PositionLogprobs> logprobs) override;
+  void OnPromptProgress(int done, int cached) override;
   void OnTokens(engine::TokenEvent event) override;
   void OnCompletion(engine::FinishEvent event) override;
   void OnFinish(engine::FinishEvent event) override;
@@ -91,8 +92,10 @@ class GenerateReactor final : public grpc::ServerWriteReactor<v1::GenerateRespon
   std::optional<engine::RequestId> id_ ABSL_GUARDED_BY(mutex_);
   bool cancel_wanted_ ABSL_GUARDED_BY(mutex_) = false;
   std::optional<engine::FinishEvent> finish_event_ ABSL_GUARDED_BY(mutex_);
+  int prompt_tokens_ ABSL_GUARDED_BY(mutex_) = 0;
   // Pending events, in the order in which they are sent.
   std::optional<v1::Started> started_ ABSL_GUARDED_BY(mutex_);
+  std::optional<v1::PromptProgress> progress_ ABSL_GUARDED_BY(mutex_);
   std::vector<engine::PositionLogprobs> prompt_logprobs_ ABSL_GUARDED_BY(mutex_);
   size_t prompt_logprobs_sent_ ABSL_GUARDED_BY(mutex_) = 0;
   std::vector<Answer> answers_ ABSL_GUARDED_BY(mutex_);

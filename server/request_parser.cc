@@ -275,6 +275,7 @@ absl::StatusOr<engine::GenerateRequest> ParseGenerateRequest(const v1::GenerateR
   request.completions =
       Bounded(proto.n() == 0 ? int64_t{1} : int64_t{proto.n()}, "n", 1, engine::kCompletionsMax, violations);
   request.special_in_text = proto.special_in_text();
+  request.prompt_progress = proto.prompt_progress();
   if (proto.has_time_limit()) {
     request.time_limit = ParseTimeLimit(proto.time_limit(), violations);
   }

@@ -16,6 +16,7 @@
 #include "server/cli/chat_file.h"
 #include "server/cli/cli.h"
 #include "server/cli/client.h"
+#include "server/cli/progress.h"
 #include "server/cli/tools_file.h"
 #include "server/config.h"
 #include "server/grpc_server.h"
@@ -46,6 +47,7 @@ struct GenerateFlags {
   bool stream = true;
   bool json = false;
   bool stats = false;
+  bool progress = false;
 };
 
 absl::StatusOr<v1::GenerateRequest> MakeRequest(const GenerateFlags& flags, bool prompt_given) {
@@ -53,6 +55,7 @@ absl::StatusOr<v1::GenerateRequest> MakeRequest(const GenerateFlags& flags, bool
   EMBERGATE_RETURN_IF_ERROR(Apply(flags.generation, request));
   request.set_n(std::max(flags.n, flags.best_of));
   request.set_special_in_text(flags.special);
+  request.set_prompt_progress(flags.progress);
   if (flags.logprobs) {
     request.mutable_logprobs()->set_output(true);
     request.mutable_logprobs()->set_output_top(*flags.logprobs);
@@ -296,7 +299,17 @@ int Run(const GenerateFlags& flags, const v1::GenerateRequest& request, const st
   if (flags.stream) {
     const auto stream = stub->Generate(&context, request);
     v1::GenerateResponse response;
+    std::optional<ProgressBar> progress;
     while (stream->Read(&response)) {
+      if (response.has_prompt_progress()) {
+        if (!progress.has_value()) {
+          progress.emplace("prompt", ProgressBar::Unit::kItems);
+        }
+        progress->Update(static_cast<uint64_t>(response.prompt_progress().tokens_done()),
+                         static_cast<uint64_t>(response.prompt_progress().tokens_total()));
+      } else if (response.has_delta()) {
+        progress.reset();
+      }
       printer.Take(response);
     }
     status = stream->Finish();
@@ -379,7 +392,8 @@ void AddGenerate(CLI::App& app) {
       ->check(CLI::Range(1, engine::kCompletionsMax))
       ->excludes(several);
   generate->add_flag("--special", flags->special, "Print control tokens such as <|turn>, too");
-  generate->add_flag("!--no-stream", flags->stream, "Ask for the whole answer in one message (GenerateOnce)");
+  CLI::Option* whole =
+      generate->add_flag("!--no-stream", flags->stream, "Ask for the whole answer in one message (GenerateOnce)");
   CLI::Option* json =
       generate->add_flag("--json", flags->json, "Print one line of JSON: text, ids, finish_reason, usage, receipt");
   generate
@@ -388,6 +402,7 @@ void AddGenerate(CLI::App& app) {
       ->needs(json);
   generate->add_option("--prompt-logprobs", flags->prompt_logprobs, "The same for the tokens of the prompt")
       ->needs(json);
+  generate->add_flag("--progress", flags->progress, "Show on standard error how far a long prompt is")->excludes(whole);
   generate->add_flag("--stats", flags->stats, "Print speed and flash use to standard error at the end");
   AddClientOptions(*generate, flags->client);
   // Under names of their own in --help: they are for running without a server.

@@ -257,6 +257,43 @@ TEST(GenerateTest, ATimeLimitEndsTheStreamWellWithWhatThereIs) {
   EXPECT_EQ(some.last.usage().output_tokens(), static_cast<int>(whole.size()));
 }
 
+TEST(GenerateTest, TellsHowFarALongPromptIs) {
+  ScriptedServerOptions options = SmallServer();
+  options.engine.prefill_chunk_max = 16;
+  ScriptedServer server(options);
+  v1::GenerateRequest request = IdsRequest(std::vector<int32_t>(100, 7), 4);
+  request.mutable_logprobs()->set_prompt(true);
+  EXPECT_TRUE(Generate(server.stub(), request).progress.empty());
+  request.set_prompt_progress(true);
+  server.gate().Close();
+  const auto context = BoundedContext();
+  const auto reader = server.stub().Generate(context.get(), request);
+  v1::GenerateResponse response;
+  StreamResult result;
+  ASSERT_TRUE(reader->Read(&response));
+  result.Take(response);
+  for (int step = 1; step <= 6; ++step) {  // 16 tokens in each
+    server.gate().AwaitWaiting();
+    server.gate().Permit(1);
+    const size_t before = result.progress.size();
+    while (result.progress.size() == before) {
+      ASSERT_TRUE(reader->Read(&response));
+      result.Take(response);
+    }
+    EXPECT_EQ(result.progress.back().tokens_done(), 16 * step);
+    EXPECT_EQ(result.progress.back().tokens_total(), 100);
+    EXPECT_EQ(result.progress.back().cached_tokens(), 0);
+  }
+  server.gate().Open();
+  while (reader->Read(&response)) {
+    result.Take(response);
+  }
+  EXPECT_TRUE(reader->Finish().ok());
+  EXPECT_EQ(result.progress.size(), 6u);
+  EXPECT_EQ(result.prompt_logprobs.size(), 99u);
+  EXPECT_EQ(result.ids.size(), 4u);
+}
+
 TEST(GenerateTest, SlowReaderGetsEverythingInFewerMessages) {
   ScriptedServer server;
   const auto context = BoundedContext();

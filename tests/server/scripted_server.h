@@ -151,6 +151,7 @@ struct StreamResult {
   std::vector<int32_t> ids;
   std::vector<v1::PositionLogprobs> logprobs;
   std::vector<v1::PositionLogprobs> prompt_logprobs;
+  std::vector<v1::PromptProgress> progress;
   std::map<int, std::vector<int32_t>> ids_of;  // of each of several answers
   std::map<int, std::string> text_of;          // likewise
   std::map<int, v1::CompletionFinished> ends;  // likewise
@@ -170,6 +171,11 @@ struct StreamResult {
         EXPECT_EQ(deltas, 0) << "prompt log-probabilities after a delta";
         prompt_logprobs.insert(prompt_logprobs.end(), response.prompt_logprobs().positions().begin(),
                                response.prompt_logprobs().positions().end());
+        break;
+      case v1::GenerateResponse::kPromptProgress:
+        EXPECT_EQ(started, 1);
+        EXPECT_EQ(deltas, 0) << "the prompt's progress after a delta";
+        progress.push_back(response.prompt_progress());
         break;
       case v1::GenerateResponse::kDelta:
         EXPECT_EQ(started, 1) << "a delta before started";

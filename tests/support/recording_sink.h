@@ -31,6 +31,12 @@ class RecordingSink : public engine::TokenSink {
       prompt.push_back(std::move(position));
     }
   }
+  void OnPromptProgress(int done, int cached) override {
+    std::lock_guard<std::mutex> lock(mutex_);
+    Check(starts == 1 && events == 0 && !finish.has_value(), "OnPromptProgress out of order");
+    Check(progress.empty() || progress.back().first < done, "OnPromptProgress does not go on");
+    progress.emplace_back(done, cached);
+  }
   void OnTokens(engine::TokenEvent event) override {
     std::lock_guard<std::mutex> lock(mutex_);
     Check(starts == 1 && !finish.has_value(), "OnTokens out of order");
@@ -78,6 +84,7 @@ class RecordingSink : public engine::TokenSink {
   int events = 0;
   int prompt_pieces = 0;
   std::vector<engine::PositionLogprobs> prompt;
+  std::vector<std::pair<int, int>> progress;  // done, cached
   std::vector<int32_t> ids;
   std::map<int, std::vector<int32_t>> ids_of;    // of each of several answers
   std::vector<engine::FinishEvent> completions;  // in the order in which they ended

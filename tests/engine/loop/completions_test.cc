@@ -167,6 +167,24 @@ TEST_F(CompletionsTest, CancelEndsAllOfThem) {
   }
 }
 
+TEST_F(CompletionsTest, TellThePromptsProgressOnceAndWhatOfItWasCached) {
+  EngineOptions options;
+  options.prefill_chunk_max = 32;
+  Make({}, options);
+  RecordingSink first;
+  ASSERT_TRUE(engine_->Submit(Request(Prompt(40), 3), &first).ok());
+  RunAll();
+  RecordingSink sink;
+  GenerateRequest request = Request(Prompt(120), 3, 3);  // begins as the first
+  request.prompt_progress = true;
+  ASSERT_TRUE(engine_->Submit(request, &sink).ok());
+  RunAll();
+  EXPECT_THAT(sink.violations, IsEmpty());
+  const int cached = sink.finish->receipt.cached_tokens;
+  EXPECT_GE(cached, 32);
+  EXPECT_EQ(sink.progress, (std::vector<std::pair<int, int>>{{cached + 32, cached}, {cached + 64, cached}}));
+}
+
 TEST_F(CompletionsTest, ATimeLimitEndsWhatHasNotEnded) {
   Make();
   RecordingSink whole;

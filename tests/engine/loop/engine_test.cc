@@ -413,6 +413,54 @@ TEST_F(EngineTest, DeadlinesEndRunningAndWaitingRequests) {
   EXPECT_NEAR(waiting.finish->receipt.queue_seconds, 0.05, 0.011);
 }
 
+// ---- The progress of a prompt -------------------------------------------------------------------------
+TEST_F(EngineTest, TellsHowFarAPromptOfSeveralStepsIs) {
+  EngineOptions options;
+  options.prefill_chunk_max = 16;
+  Make({}, options);
+  GenerateRequest request = Greedy(Prompt(50), 3);
+  RecordingSink silent;
+  Submit(request, &silent);
+  RunAll();
+  EXPECT_THAT(silent.progress, IsEmpty()) << "nobody asked";
+  request.prompt_progress = true;
+  RecordingSink sink;
+  Submit(request, &sink);
+  RunAll();
+  EXPECT_EQ(sink.progress, (std::vector<std::pair<int, int>>{{16, 0}, {32, 0}, {48, 0}}));
+  EXPECT_EQ(sink.ids, silent.ids);
+  EXPECT_THAT(sink.violations, IsEmpty());
+  RecordingSink once;
+  request.prompt.resize(16);
+  Submit(request, &once);
+  RunAll();
+  EXPECT_THAT(once.progress, IsEmpty()) << "one step computes all of it";
+}
+
+TEST_F(EngineTest, ThePromptOfARequestThatWasSetAsideDoesNotGoBack) {
+  ScriptedModelOptions model_options;
+  model_options.limits.slots_max = 1;
+  EngineOptions options;
+  options.prefill_chunk_max = 8;
+  for (int steps = 1; steps < 9; ++steps) {
+    Make(model_options, options);
+    RecordingSink batch;
+    RecordingSink interactive;
+    GenerateRequest request = Greedy(Prompt(40), 5);
+    request.priority = Priority::kBatch;
+    request.prompt_progress = true;
+    Submit(std::move(request), &batch);
+    for (int i = 0; i < steps; ++i) {
+      engine_->StepOnce();
+    }
+    Submit(Greedy(Prompt(9, 1), 5), &interactive);
+    RunAll();
+    EXPECT_EQ(batch.finish->receipt.preemptions, 1);
+    EXPECT_EQ(batch.progress, (std::vector<std::pair<int, int>>{{8, 0}, {16, 0}, {24, 0}, {32, 0}})) << steps;
+    EXPECT_THAT(batch.violations, IsEmpty());
+  }
+}
+
 // ---- Time limits: as deadlines, but what ends by one has ended well -----------------------------------
 TEST_F(EngineTest, TimeLimitsEndRunningAndWaitingRequestsWell) {
   ScriptedModelOptions model_options;

@@ -83,6 +83,7 @@ TEST_F(GenerateCommandTest, WithoutAStreamTheAnswerIsTheSame) {
     EXPECT_EQ(whole, streamed);
     EXPECT_EQ(Generate(flags).out, Generate(Sampled(more)).out);
   }
+  EXPECT_EQ(Generate(Sampled({"--progress"})).out, Generate(Sampled({})).out);
 }
 
 TEST_F(GenerateCommandTest, ATimeLimitGoesBeforeTheNumberOfTokens) {
