@@ -17,6 +17,7 @@ void AddSubcommands(CLI::App& app) {
   AddHealth(app);
   AddTop(app);
   AddLoad(app);
+  AddKeygen(app);
   AddLogits(app);
   AddBench(app);
   AddPlan(app);

@@ -22,6 +22,7 @@ void AddInfo(CLI::App& app);
 void AddHealth(CLI::App& app);
 void AddTop(CLI::App& app);
 void AddLoad(CLI::App& app);
+void AddKeygen(CLI::App& app);
 
 // Computing without a server.
 void AddLogits(CLI::App& app);
