@@ -1,5 +1,6 @@
 #include "server/process_memory.h"
 
+#include <malloc.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -153,6 +154,11 @@ absl::StatusOr<uint64_t> DetectDramBudget(const std::string& root) {
   }
   const uint64_t share = available.has_value() ? *available / 10 * 9 : UINT64_MAX;
   return std::min(share, limit.value_or(UINT64_MAX));
+}
+
+uint64_t HeapBytes() {
+  const struct mallinfo2 info = mallinfo2();
+  return info.uordblks + info.hblkhd;
 }
 
 }  // namespace embergate::server

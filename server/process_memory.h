@@ -19,6 +19,9 @@ struct ProcessUsage {
 // From /proc/self and getrusage; zeros where the kernel gives nothing.
 ProcessUsage ReadProcessUsage();
 
+// What malloc has given out and not got back.
+uint64_t HeapBytes();
+
 // "1500MiB", "2GiB", "512M" (= MiB), "4096", "1.5GB" (powers of 1000). INVALID_ARGUMENT names the text.
 absl::StatusOr<uint64_t> ParseByteSize(absl::string_view text);
 

@@ -1,0 +1,346 @@
+#include "server/acceptor.h"
+
+#include <linux/tcp.h>
+#include <malloc.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <spdlog/spdlog.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstddef>
+#include <cstring>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
+#include "server/cli/human.h"
+#include "server/process_memory.h"
+#include "storage/base/status_macros.h"
+
+namespace embergate::server {
+namespace {
+
+// Connections that the kernel completes while we are busy.
+constexpr int kBacklog = 512;
+// Out of descriptors or memory: those who call have to wait until somebody has left.
+constexpr int kExhaustedPauseMs = 50;
+
+// Between two looks at the heap: without connections, while it is small, and while it is large.
+constexpr int kUnwatchedMs = 1000;
+constexpr int kCalmMs = 50;
+constexpr int kFloodMs = 10;
+constexpr int kFloodWaitMs = 2000;
+constexpr uint64_t kFloodBytes = 16 << 10;  // of one connection, between two looks
+// What the kernel keeps of a connection that we do not keep up with.
+constexpr int kReceiveBytes = 256 << 10;
+
+uint64_t BytesReceived(int fd) {
+  tcp_info info = {};
+  socklen_t bytes = sizeof(info);
+  return getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &bytes) == 0 ? info.tcpi_bytes_received : 0;
+}
+
+absl::Status CannotListen(const std::string& where, const char* what) {
+  return absl::UnavailableError(absl::StrCat("cannot listen on ", where, ": ", what));
+}
+
+// `v6_only`: leave IPv4 to another socket. NOT_FOUND: this machine has no such address.
+absl::StatusOr<int> Bind(const std::string& where, const sockaddr* address, socklen_t bytes, bool v6_only) {
+  const int fd = socket(address->sa_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  if (fd < 0) {
+    const absl::Status status = CannotListen(where, std::strerror(errno));
+    return errno == EAFNOSUPPORT ? absl::NotFoundError(status.message()) : status;
+  }
+  const int on = 1;
+  if (address->sa_family != AF_UNIX) {
+    // A port whose last server has just ended is free; one with a living server is not.
+    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
+    setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &kReceiveBytes, sizeof(kReceiveBytes));  // connections inherit it
+  }
+  if (address->sa_family == AF_INET6) {
+    const int only = v6_only ? 1 : 0;
+    setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &only, sizeof(only));
+  }
+  if (bind(fd, address, bytes) != 0 || listen(fd, kBacklog) != 0) {
+    const int error = errno;
+    close(fd);
+    const absl::Status status = CannotListen(where, std::strerror(error));
+    return error == EADDRNOTAVAIL ? absl::NotFoundError(status.message()) : status;
+  }
+  return fd;
+}
+
+uint16_t PortOf(int fd) {
+  sockaddr_storage address = {};
+  socklen_t bytes = sizeof(address);
+  if (getsockname(fd, reinterpret_cast<sockaddr*>(&address), &bytes) != 0) {
+    return 0;
+  }
+  return ntohs(address.ss_family == AF_INET6 ? reinterpret_cast<const sockaddr_in6*>(&address)->sin6_port
+                                             : reinterpret_cast<const sockaddr_in*>(&address)->sin_port);
+}
+
+void SetPort(sockaddr* address, uint16_t port) {
+  if (address->sa_family == AF_INET6) {
+    reinterpret_cast<sockaddr_in6*>(address)->sin6_port = htons(port);
+  } else {
+    reinterpret_cast<sockaddr_in*>(address)->sin_port = htons(port);
+  }
+}
+
+ino_t InodeOf(int fd) {
+  struct stat info = {};
+  return fstat(fd, &info) == 0 ? info.st_ino : 0;
+}
+
+}  // namespace
+
+absl::StatusOr<ListeningAddress> ListeningAddress::Listen(const std::string& address) {
+  ListeningAddress listening;
+  listening.name_ = address;
+  absl::string_view rest = address;
+  if (absl::ConsumePrefix(&rest, "unix:")) {
+    absl::ConsumePrefix(&rest, "//");  // unix:///path
+    EMBERGATE_RETURN_IF_ERROR(listening.ListenUnix(std::string(rest), /*abstract=*/false));
+    return listening;
+  }
+  if (absl::ConsumePrefix(&rest, "unix-abstract:")) {
+    EMBERGATE_RETURN_IF_ERROR(listening.ListenUnix(std::string(rest), /*abstract=*/true));
+    return listening;
+  }
+  absl::ConsumePrefix(&rest, "ipv4:") || absl::ConsumePrefix(&rest, "ipv6:") || absl::ConsumePrefix(&rest, "dns:///");
+  const size_t colon = rest.rfind(':');
+  absl::string_view host = rest.substr(0, colon);
+  const bool bracketed = absl::ConsumePrefix(&host, "[") && absl::ConsumeSuffix(&host, "]");
+  int port = -1;
+  const bool numeric = colon != absl::string_view::npos && absl::SimpleAtoi(rest.substr(colon + 1), &port);
+  if (!numeric || port < 0 || port > 65535 || (!bracketed && absl::StrContains(host, ':'))) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("cannot listen on ", address, ": an address is HOST:PORT, [V6]:PORT or unix:PATH"));
+  }
+  EMBERGATE_RETURN_IF_ERROR(listening.ListenTcp(std::string(host), std::to_string(port)));
+  listening.name_ = absl::StrCat(address.substr(0, address.rfind(':')), ":", PortOf(listening.sockets_.front()));
+  return listening;
+}
+
+absl::Status ListeningAddress::ListenUnix(const std::string& path, bool abstract) {
+  sockaddr_un address = {};
+  address.sun_family = AF_UNIX;
+  if (path.empty() || path.size() + 1 >= sizeof(address.sun_path)) {
+    return absl::InvalidArgumentError(absl::StrCat("cannot listen on ", name_, ": a socket's path has 1 to ",
+                                                   sizeof(address.sun_path) - 2, " bytes"));
+  }
+  std::memcpy(address.sun_path + (abstract ? 1 : 0), path.data(), path.size());
+  size_t bytes = sizeof(address);
+  if (abstract) {
+    bytes = offsetof(sockaddr_un, sun_path) + 1 + path.size();
+  } else {
+    struct stat info = {};
+    if (lstat(path.c_str(), &info) == 0 && S_ISSOCK(info.st_mode)) {
+      unlink(path.c_str());
+    }
+    path_ = path;
+  }
+  EMBERGATE_ASSIGN_OR_RETURN(
+      const int fd, Bind(name_, reinterpret_cast<const sockaddr*>(&address), static_cast<socklen_t>(bytes), false));
+  sockets_.push_back(fd);
+  return absl::OkStatus();
+}
+
+absl::Status ListeningAddress::ListenTcp(const std::string& host, const std::string& port) {
+  addrinfo hints = {};
+  hints.ai_socktype = SOCK_STREAM;
+  hints.ai_flags = AI_PASSIVE | AI_NUMERICSERV;
+  addrinfo* found = nullptr;
+  if (const int error = getaddrinfo(host.empty() || host == "*" ? nullptr : host.c_str(), port.c_str(), &hints, &found);
+      error != 0) {
+    return CannotListen(name_, gai_strerror(error));
+  }
+  const std::unique_ptr<addrinfo, decltype(&freeaddrinfo)> all(found, freeaddrinfo);
+  absl::Status missing;
+  for (addrinfo* one = found; one != nullptr; one = one->ai_next) {
+    if (!sockets_.empty()) {
+      SetPort(one->ai_addr, PortOf(sockets_.front()));  // what was chosen for port 0
+    }
+    // [::] alone is everybody; beside an IPv4 address of the same name it is not.
+    absl::StatusOr<int> fd = Bind(name_, one->ai_addr, one->ai_addrlen, found->ai_next != nullptr);
+    if (fd.ok()) {
+      sockets_.push_back(*fd);
+    } else if (absl::IsNotFound(fd.status())) {
+      missing = absl::UnavailableError(fd.status().message());  // a machine without IPv6 has half of localhost
+    } else {
+      return fd.status();
+    }
+  }
+  return sockets_.empty() ? missing : absl::OkStatus();
+}
+
+ListeningAddress::ListeningAddress(ListeningAddress&& other) noexcept
+    : name_(std::move(other.name_)), path_(std::move(other.path_)), sockets_(std::move(other.sockets_)) {
+  other.path_.clear();
+  other.sockets_.clear();
+}
+
+ListeningAddress::~ListeningAddress() {
+  for (const int fd : sockets_) {
+    close(fd);
+  }
+  if (!sockets_.empty() && !path_.empty()) {
+    unlink(path_.c_str());
+  }
+}
+
+Acceptor::Acceptor(std::vector<Port> ports, int connections_max)
+    : ports_(std::move(ports)),
+      connections_max_(static_cast<size_t>(connections_max)),
+      stop_fd_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
+      thread_([this] { Run(); }) {}
+
+Acceptor::~Acceptor() {
+  Stop();
+  close(stop_fd_);
+}
+
+void Acceptor::Stop() {
+  if (!thread_.joinable()) {
+    return;
+  }
+  const uint64_t one = 1;
+  [[maybe_unused]] const ssize_t written = write(stop_fd_, &one, sizeof(one));
+  thread_.join();
+  ports_.clear();
+}
+
+void Acceptor::WatchMemory(uint64_t bytes) {
+  const uint64_t heap = HeapBytes();
+  absl::MutexLock lock(&mutex_);
+  heap_watched_ = heap + bytes / 2;
+  heap_max_.store(heap + bytes, std::memory_order_relaxed);
+}
+
+Acceptor::Stats Acceptor::stats() {
+  absl::MutexLock lock(&mutex_);
+  Sweep();
+  return {static_cast<int>(connections_.size()), static_cast<int>(connections_max_), accepted_, refused_, cut_off_};
+}
+
+void Acceptor::Run() {
+  std::vector<pollfd> fds = {{stop_fd_, POLLIN, 0}};
+  std::vector<const Handler*> handlers = {nullptr};
+  for (const Port& port : ports_) {
+    for (const int fd : port.address.sockets()) {
+      fds.push_back({fd, POLLIN, 0});
+      handlers.push_back(&port.handler);
+    }
+  }
+  WatchState watch;
+  while (true) {
+    const int pause_ms = Watch(&watch);
+    // While there is too much to work off, who comes has to wait.
+    if (poll(fds.data(), watch.waits > 0 ? 1 : fds.size(), pause_ms) < 0 && errno != EINTR) {
+      poll(nullptr, 0, kExhaustedPauseMs);  // ENOMEM: it will pass
+      continue;
+    }
+    if (fds[0].revents != 0) {
+      return;
+    }
+    for (size_t i = 1; i < fds.size() && watch.waits == 0; ++i) {
+      if (fds[i].revents != 0) {
+        Accept(fds[i].fd, *handlers[i]);
+      }
+    }
+  }
+}
+
+void Acceptor::Accept(int listener, const Handler& handler) {
+  const int fd = accept4(listener, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK);
+  if (fd < 0) {
+    if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
+      pollfd stop = {stop_fd_, POLLIN, 0};
+      poll(&stop, 1, kExhaustedPauseMs);
+    }
+    return;  // anything else is the end of that one connection
+  }
+  {
+    absl::MutexLock lock(&mutex_);
+    if (connections_.size() >= connections_max_) {
+      Sweep();
+    }
+    if (connections_.size() >= connections_max_) {
+      ++refused_;
+      close(fd);
+      return;
+    }
+    ++accepted_;
+    connections_.push_back({fd, InodeOf(fd), 0, 0});
+  }
+  const int on = 1;
+  setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));  // fails on Unix sockets, which have no delay
+  handler(listener, fd);
+}
+
+int Acceptor::Watch(WatchState* state) {
+  const uint64_t heap_max = heap_max_.load(std::memory_order_relaxed);
+  if (heap_max == 0) {
+    return kUnwatchedMs;
+  }
+  const uint64_t heap = HeapBytes();
+  absl::MutexLock lock(&mutex_);
+  // Only for a while after a cut: memory that nobody floods must not make us deaf.
+  state->waits = std::max(0, state->waits - 1);
+  if (heap <= heap_max) {
+    state->waits = 0;
+  }
+  if (heap <= heap_watched_) {
+    state->looked = false;
+    if (state->trim) {
+      malloc_trim(0);
+      state->trim = false;
+    }
+    return connections_.empty() ? kUnwatchedMs : kCalmMs;
+  }
+  Sweep();
+  // What they have sent since the last look; nobody is judged by a first one.
+  uint64_t most = 0;
+  for (Connection& connection : connections_) {
+    const uint64_t received = BytesReceived(connection.fd);
+    connection.just_received = state->looked ? received - std::min(received, connection.received) : 0;
+    connection.received = received;
+    most = std::max(most, connection.just_received);
+  }
+  state->looked = true;
+  if (heap <= heap_max || most == 0) {
+    return kFloodMs;
+  }
+  state->trim = true;
+  state->waits = kFloodWaitMs / kFloodMs;
+  for (const Connection& connection : connections_) {
+    if (connection.just_received >= std::min(most, kFloodBytes)) {
+      shutdown(connection.fd, SHUT_RDWR);  // gRPC sees its end, and closes it
+      if (cut_off_++ % 100 == 0) {
+        spdlog::warn(
+            "a connection was cut off: it sent {} in {} ms, while the heap was {} too large (one of 100 is logged)",
+            HumanBytes(connection.just_received), kFloodMs, HumanBytes(heap - heap_max));
+      }
+    }
+  }
+  return kFloodMs;
+}
+
+void Acceptor::Sweep() {
+  connections_.erase(std::remove_if(connections_.begin(), connections_.end(),
+                                    [](const Connection& one) { return InodeOf(one.fd) != one.inode; }),
+                     connections_.end());
+}
+
+}  // namespace embergate::server

@@ -1,0 +1,110 @@
+// Listens in gRPC's place, and hands it no more connections than there is room for. gRPC 1.51 has no bound of its own,
+// and stops to listen for good when it runs out of file descriptors.
+#ifndef EMBERGATE_SERVER_ACCEPTOR_H_
+#define EMBERGATE_SERVER_ACCEPTOR_H_
+
+#include <sys/types.h>
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+
+namespace embergate::server {
+
+// A bound and listening address, as `--listen` writes it. A host name may stand for several sockets.
+class ListeningAddress {
+ public:
+  // HOST:PORT (port 0 = any free one), [V6]:PORT, unix:PATH or unix-abstract:NAME; a socket that lies at PATH is
+  // replaced. Errors: INVALID_ARGUMENT, UNAVAILABLE (cannot listen).
+  static absl::StatusOr<ListeningAddress> Listen(const std::string& address);
+  ~ListeningAddress();
+  ListeningAddress(ListeningAddress&& other) noexcept;
+  ListeningAddress& operator=(ListeningAddress&&) = delete;
+
+  const std::string& name() const { return name_; }  // with the port that was chosen
+  const std::vector<int>& sockets() const { return sockets_; }
+
+ private:
+  ListeningAddress() = default;
+  absl::Status ListenUnix(const std::string& path, bool abstract);
+  absl::Status ListenTcp(const std::string& host, const std::string& port);
+
+  std::string name_;
+  std::string path_;  // to be removed
+  std::vector<int> sockets_;
+};
+
+// Threads: any; it has one of its own.
+class Acceptor {
+ public:
+  // What gRPC does with a connection; it owns the descriptor from then on.
+  using Handler = std::function<void(int listener, int connection)>;
+  struct Port {
+    ListeningAddress address;
+    Handler handler;
+  };
+  Acceptor(std::vector<Port> ports, int connections_max);
+  ~Acceptor();
+
+  // Stops listening; connections stay. Returns when no handler is running any more.
+  void Stop();
+
+  // From now on, while the heap holds `bytes` more than it does now, connections that have just sent much are cut off,
+  // and new ones have to wait. gRPC 1.51 keeps a header block that never ends, whatever its size (CVE-2023-33953), and
+  // 17 KB for each call that is opened and reset at once (CVE-2023-44487), until it gets round to them.
+  void WatchMemory(uint64_t bytes);
+
+  struct Stats {
+    int open = 0;
+    int open_max = 0;
+    uint64_t accepted = 0;
+    uint64_t refused = 0;  // closed at once, as there was no room
+    uint64_t cut_off = 0;  // for what they sent while memory was short
+  };
+  Stats stats();
+
+ private:
+  void Run();
+  void Accept(int listener, const Handler& handler);
+  struct WatchState {
+    int waits = 0;        // looks for which nobody is let in
+    bool looked = false;  // at what the connections have received, last time
+    bool trim = false;    // the heap has been too large, and is to be given back
+  };
+  // Cuts off who floods us, if memory asks for it. Milliseconds until the next look.
+  int Watch(WatchState* state);
+  // Forgets those that gRPC has closed.
+  void Sweep() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
+  // A descriptor that has another inode now has been closed, and its number used again.
+  struct Connection {
+    int fd;
+    ino_t inode;
+    uint64_t received;       // bytes, when last looked at
+    uint64_t just_received;  // of these, since the look before
+  };
+
+  std::vector<Port> ports_;  // the thread's, until it has ended
+  const size_t connections_max_;
+  int stop_fd_;
+  absl::Mutex mutex_;
+  std::vector<Connection> connections_ ABSL_GUARDED_BY(mutex_);
+  uint64_t accepted_ ABSL_GUARDED_BY(mutex_) = 0;
+  uint64_t refused_ ABSL_GUARDED_BY(mutex_) = 0;
+  uint64_t cut_off_ ABSL_GUARDED_BY(mutex_) = 0;
+  uint64_t heap_watched_ ABSL_GUARDED_BY(mutex_) = 0;  // from here on, connections are looked at
+  std::atomic<uint64_t> heap_max_{0};                  // 0 = no watch
+  std::thread thread_;
+};
+
+}  // namespace embergate::server
+
+#endif  // EMBERGATE_SERVER_ACCEPTOR_H_

@@ -1,0 +1,141 @@
+// Listening addresses, and the bound on connections.
+#include "server/acceptor.h"
+
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "absl/synchronization/mutex.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "tests/support/temp_folder.h"
+
+namespace embergate::server {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::StartsWith;
+
+int PortIn(const std::string& name) { return std::atoi(name.substr(name.rfind(':') + 1).c_str()); }
+
+// A connected socket, or -1.
+int ConnectTo(int port) {
+  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_in address = {};
+  address.sin_family = AF_INET;
+  address.sin_port = htons(static_cast<uint16_t>(port));
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  if (connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0) {
+    close(fd);
+    return -1;
+  }
+  return fd;
+}
+
+// Whether the other side has closed; waits for it to do or say something.
+bool IsClosed(int fd) {
+  char byte = 0;
+  return recv(fd, &byte, 1, 0) <= 0;
+}
+
+TEST(ListeningAddressTest, NamesThePortThatWasChosen) {
+  for (const char* address : {"127.0.0.1:0", "localhost:0", "ipv4:127.0.0.1:0", "0.0.0.0:0", "*:0", ":0"}) {
+    auto listening = ListeningAddress::Listen(address);
+    ASSERT_TRUE(listening.ok()) << address << ": " << listening.status();
+    const int port = PortIn(listening->name());
+    EXPECT_GT(port, 0) << listening->name();
+    EXPECT_THAT(listening->name(), StartsWith(std::string(address).substr(0, std::string(address).size() - 1)));
+    const int fd = ConnectTo(port);
+    EXPECT_GE(fd, 0) << address;
+    close(fd);
+  }
+}
+
+TEST(ListeningAddressTest, ATakenPortIsRefusedAndAFreedOneIsNot) {
+  auto first = ListeningAddress::Listen("127.0.0.1:0");
+  ASSERT_TRUE(first.ok());
+  const std::string name = first->name();
+  const auto second = ListeningAddress::Listen(name);
+  EXPECT_EQ(second.status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(second.status().message(), HasSubstr("cannot listen on " + name));
+  { const ListeningAddress ended = *std::move(first); }
+  EXPECT_TRUE(ListeningAddress::Listen(name).ok());
+}
+
+TEST(ListeningAddressTest, UnixSocketsReplaceWhatACrashLeftAndAreRemoved) {
+  const test::TempFolder folder;
+  const std::string path = folder.File("socket");
+  const std::string address = "unix:" + path;
+  {
+    auto crashed = ListeningAddress::Listen(address);
+    ASSERT_TRUE(crashed.ok()) << crashed.status();
+    const auto next = ListeningAddress::Listen(address);
+    EXPECT_TRUE(next.ok()) << next.status();
+    EXPECT_TRUE(std::filesystem::exists(path));
+  }
+  EXPECT_FALSE(std::filesystem::exists(path));
+  // Anything else at that path is somebody's.
+  folder.Write("socket", "precious");
+  EXPECT_EQ(ListeningAddress::Listen(address).status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(test::ReadFile(path), "precious");
+  EXPECT_FALSE(ListeningAddress::Listen("unix:" + std::string(200, 'x')).ok());
+  EXPECT_TRUE(ListeningAddress::Listen("unix-abstract:embergate-" + std::to_string(getpid())).ok());
+}
+
+TEST(ListeningAddressTest, WhatIsNoAddressIsSaid) {
+  for (const char* address : {"", "127.0.0.1", "::1:50051", "127.0.0.1:http", "127.0.0.1:99999", "unix:"}) {
+    EXPECT_FALSE(ListeningAddress::Listen(address).ok()) << address;
+  }
+}
+
+TEST(AcceptorTest, TakesWhatThereIsRoomForAndClosesTheRest) {
+  auto listening = ListeningAddress::Listen("127.0.0.1:0");
+  ASSERT_TRUE(listening.ok());
+  const int port = PortIn(listening->name());
+  std::vector<Acceptor::Port> ports;
+  absl::Mutex mutex;
+  std::vector<int> taken;
+  ports.push_back({*std::move(listening), [&](int, int connection) {
+                     absl::MutexLock lock(&mutex);
+                     taken.push_back(connection);
+                     EXPECT_EQ(send(connection, "h", 1, MSG_NOSIGNAL), 1);
+                   }});
+  Acceptor acceptor(std::move(ports), 2);
+  const int first = ConnectTo(port);
+  const int second = ConnectTo(port);
+  EXPECT_FALSE(IsClosed(first));
+  EXPECT_FALSE(IsClosed(second));
+  const int third = ConnectTo(port);
+  EXPECT_TRUE(IsClosed(third));
+  EXPECT_EQ(acceptor.stats().open, 2);
+  EXPECT_EQ(acceptor.stats().refused, 1u);
+  // Once its owner closes one, there is room, also where its number is another file's by then.
+  absl::ReleasableMutexLock lock(&mutex);
+  ASSERT_EQ(taken.size(), 2u);
+  const test::TempFolder folder;
+  const std::string path = folder.Write("file", "");
+  close(taken[0]);
+  lock.Release();
+  const int file = ::open(path.c_str(), 0);
+  const int fourth = ConnectTo(port);
+  EXPECT_FALSE(IsClosed(fourth));
+  EXPECT_EQ(acceptor.stats().open, 2);
+  EXPECT_EQ(acceptor.stats().accepted, 3u);
+  acceptor.Stop();
+  EXPECT_EQ(ConnectTo(port), -1);
+  EXPECT_EQ(acceptor.stats().open, 2) << "connections stay";
+  for (const int fd : {first, second, third, fourth, file, taken[1], taken[2]}) {
+    close(fd);
+  }
+}
+
+}  // namespace
+}  // namespace embergate::server
