@@ -1,12 +1,16 @@
 #include "server/config.h"
 
+#include <arpa/inet.h>
+
 #include <algorithm>
 #include <thread>
 
 #include "absl/status/status.h"
 #include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
+#include "absl/strings/strip.h"
 #include "server/cli/human.h"
 #include "server/device_state.h"
 #include "server/process_memory.h"
@@ -97,7 +101,17 @@ void AddServeOptions(CLI::App& app, ServeFlags& flags) {
   Add(app, "hot-list", flags.hot_list,
       "Keep the ids of the most used rows in this file, and read those rows into the row cache at the next start")
       ->type_name("FILE");
-  AddFlag(app, "no-reflection", flags.no_reflection, "Do not offer gRPC reflection");
+  Add(app, "tls-cert", flags.tls_cert, "TLS: the server's certificate and its intermediates (PEM)")->type_name("FILE");
+  Add(app, "tls-key", flags.tls_key, "TLS: the key of --tls-cert (PEM, without a password)")->type_name("FILE");
+  Add(app, "tls-client-ca", flags.tls_client_ca, "Accept only clients with a certificate of this CA (PEM)")
+      ->type_name("FILE");
+  Add(app, "api-keys", flags.api_keys, "Accept only calls with a key of this file (see embergate keygen)")
+      ->type_name("FILE");
+  AddFlag(app, "allow-unauthenticated", flags.allow_unauthenticated,
+          "Listen beyond this machine without --api-keys and --tls-client-ca: whoever reaches the port may call");
+  AddFlag(app, "no-reflection", flags.no_reflection, "Do not offer gRPC reflection (never offered with --api-keys)");
+  AddFlag(app, "channelz", flags.channelz, "Offer gRPC's channelz: who is connected, to anybody who may connect");
+  AddFlag(app, "log-prompts", flags.log_prompts, "Log the requests themselves at level debug; never done otherwise");
   Add(app, "prompt-bytes-max", flags.prompt_bytes_max, "Text of one request")->type_name("SIZE");
   Add(app, "pending-bytes-max", flags.pending_bytes_max,
       "Answer that may wait for a client that reads slowly; past it, its stream ends")
@@ -105,6 +119,37 @@ void AddServeOptions(CLI::App& app, ServeFlags& flags) {
   Add(app, "grpc-buffers", flags.grpc_buffers, "DRAM for gRPC's buffers, all connections together")->type_name("SIZE");
   Add(app, "streams-per-connection", flags.streams_per_connection, "Calls at once on one connection")
       ->check(CLI::Range(1, 65536));
+  Add(app, "max-connections", flags.max_connections, "Connections at once; more are closed as they come")
+      ->check(CLI::Range(1, 65536));
+  const CLI::Range day(0.0, 86400.0);
+  const CLI::Range time(0.1, 86400.0);
+  Add(app, "handshake-timeout", flags.handshake_timeout_seconds,
+      "Seconds after which a connection that is no HTTP/2 one yet is closed")
+      ->check(time);
+  Add(app, "keepalive-time", flags.keepalive_time_seconds, "Seconds after which a silent client is pinged")
+      ->check(time);
+  Add(app, "keepalive-timeout", flags.keepalive_timeout_seconds,
+      "Seconds that it may take to answer, before it is taken for dead and its calls are cancelled")
+      ->check(time);
+  Add(app, "max-connection-idle", flags.max_connection_idle_seconds,
+      "Seconds after which a connection without calls is closed; 0 = never")
+      ->check(day);
+  Add(app, "max-connection-age", flags.max_connection_age_seconds,
+      "Seconds after which a client is asked to connect anew, so that balancers can move it; calls under way finish; 0 "
+      "= never")
+      ->check(day);
+}
+
+bool IsLocalAddress(const std::string& address) {
+  absl::string_view host = address;
+  if (absl::StartsWith(host, "unix:") || absl::StartsWith(host, "unix-abstract:")) {
+    return true;
+  }
+  absl::ConsumePrefix(&host, "ipv4:") || absl::ConsumePrefix(&host, "ipv6:");
+  host = host.substr(0, host.rfind(':'));
+  in_addr v4 = {};
+  const bool loopback_v4 = inet_pton(AF_INET, std::string(host).c_str(), &v4) == 1 && ntohl(v4.s_addr) >> 24 == 127;
+  return loopback_v4 || host == "localhost" || host == "[::1]";
 }
 
 void ApplyConfigFile(const std::string& path, CLI::App& app) {
@@ -191,6 +236,50 @@ absl::StatusOr<ModelHostOptions> Resolve(const ModelFlags& flags) {
   return options;
 }
 
+namespace {
+
+// Who may connect and call.
+absl::Status ResolveAccess(const ServeFlags& flags, ServeConfig& config) {
+  if (flags.tls_cert.empty() != flags.tls_key.empty()) {
+    return absl::InvalidArgumentError("--tls-cert and --tls-key: one is of no use without the other");
+  }
+  if (!flags.tls_client_ca.empty() && flags.tls_cert.empty()) {
+    return absl::InvalidArgumentError("--tls-client-ca: needs --tls-cert and --tls-key");
+  }
+  config.tls_files = {flags.tls_cert, flags.tls_key, flags.tls_client_ca};
+  if (!flags.tls_cert.empty()) {
+    EMBERGATE_ASSIGN_OR_RETURN(config.grpc.tls, ReadTlsMaterial(config.tls_files));
+  }
+  config.api_keys_path = flags.api_keys;
+  if (!flags.api_keys.empty()) {
+    EMBERGATE_ASSIGN_OR_RETURN(config.grpc.clients, ReadApiKeys(flags.api_keys));
+  }
+  config.grpc.channelz = flags.channelz;
+  if (flags.allow_unauthenticated || !flags.tls_client_ca.empty()) {
+    return absl::OkStatus();
+  }
+  for (const std::string& address : flags.listen) {
+    if (IsLocalAddress(address)) {
+      continue;
+    }
+    if (flags.api_keys.empty()) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "--listen ", address,
+          " can be reached from other machines, and anybody there could use the model. Give "
+          "--api-keys FILE (embergate keygen makes keys) or --tls-client-ca FILE, listen on 127.0.0.1, or say "
+          "--allow-unauthenticated if a firewall or a gateway decides who comes here"));
+    }
+    if (flags.channelz) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--channelz shows who is connected and asks for no API key, and --listen ", address,
+                       " can be reached from other machines; give --tls-client-ca FILE, or listen on 127.0.0.1"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
 absl::StatusOr<ServeConfig> Resolve(const ServeFlags& flags) {
   ServeConfig config;
   EMBERGATE_ASSIGN_OR_RETURN(config.model, Resolve(flags.model));
@@ -209,7 +298,15 @@ absl::StatusOr<ServeConfig> Resolve(const ServeFlags& flags) {
   config.model.transport_bytes_max = transport_bytes;
   config.model.pending_bytes_max = pending_bytes;
   config.grpc.streams_per_connection_max = flags.streams_per_connection;
+  config.grpc.connections_max = flags.max_connections;
   config.grpc.reflection = !flags.no_reflection;
+  config.grpc.handshake_timeout = absl::Seconds(flags.handshake_timeout_seconds);
+  config.grpc.keepalive_time = absl::Seconds(flags.keepalive_time_seconds);
+  config.grpc.keepalive_timeout = absl::Seconds(flags.keepalive_timeout_seconds);
+  config.grpc.connection_idle_max = absl::Seconds(flags.max_connection_idle_seconds);
+  config.grpc.connection_age_max = absl::Seconds(flags.max_connection_age_seconds);
+  config.grpc.service.log_prompts = flags.log_prompts;
+  EMBERGATE_RETURN_IF_ERROR(ResolveAccess(flags, config));
   config.metrics_address = flags.metrics == "off" ? "" : flags.metrics;
   config.sysfs = flags.sysfs;
   config.log_level = flags.log_level;

@@ -5,6 +5,7 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdint>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -12,6 +13,7 @@
 #include "absl/time/time.h"
 #include "server/grpc_server.h"
 #include "server/model_host.h"
+#include "server/tls.h"
 
 namespace embergate::server {
 
@@ -49,10 +51,23 @@ struct ServeFlags {
   double drain_timeout_seconds = 30;
   std::string hot_list;  // a file; empty = none
   bool no_reflection = false;
+  bool channelz = false;
+  bool log_prompts = false;
+  std::string tls_cert;
+  std::string tls_key;
+  std::string tls_client_ca;
+  std::string api_keys;
+  bool allow_unauthenticated = false;
+  double handshake_timeout_seconds = 10;
+  double keepalive_time_seconds = 60;
+  double keepalive_timeout_seconds = 20;
+  double max_connection_idle_seconds = 1800;  // 0 = none
+  double max_connection_age_seconds = 0;      // 0 = none
   std::string prompt_bytes_max = "1MiB";
   std::string pending_bytes_max = "1MiB";
   std::string grpc_buffers = "16MiB";
   int streams_per_connection = 64;
+  int max_connections = 1024;
 };
 
 struct ServeConfig {
@@ -63,19 +78,26 @@ struct ServeConfig {
   std::string log_level;
   bool log_json = false;
   absl::Duration drain_timeout;
-  std::string hot_list_path;  // empty = none
+  std::string hot_list_path;                 // empty = none
+  TlsFiles tls_files;                        // where grpc.tls comes from; empty = plain
+  std::string api_keys_path;                 // where grpc.clients come from; empty = no keys
+  std::map<std::string, std::string> given;  // by name ("slots"): what command line, environment and file have set
 };
 
 // Declare the options on `app`; `flags` must live as long as it.
 void AddModelOptions(CLI::App& app, ModelFlags& flags);
 void AddServeOptions(CLI::App& app, ServeFlags& flags);
 
+// Whether only this machine can reach a listening address: a Unix socket, or a loopback host.
+bool IsLocalAddress(const std::string& address);
+
 // Gives the options of `app` that neither the command line nor the environment has set the values of a TOML or INI
 // file: lines `row-cache = "64MiB"`, no sections. Throws CLI::Error for a file that cannot be read, a key that is no
 // option and a value that does not fit.
 void ApplyConfigFile(const std::string& path, CLI::App& app);
 
-// Checks what the option types could not. INVALID_ARGUMENT names the flag and what it accepts.
+// Checks what the option types could not, and reads certificates and API keys. INVALID_ARGUMENT names the flag and what
+// it accepts.
 absl::StatusOr<ModelHostOptions> Resolve(const ModelFlags& flags);
 absl::StatusOr<ServeConfig> Resolve(const ServeFlags& flags);
 

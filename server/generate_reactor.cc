@@ -57,7 +57,7 @@ void GenerateReactor::Start(engine::Engine& engine, engine::GenerateRequest requ
 void GenerateReactor::Refuse(const absl::Status& status) {
   AddRetryTrailer(status, *context_);
   final_status_ = ToGrpc(status);
-  record_.Finish(status, final_status_.error_code(), nullptr);
+  record_.Finish(status, final_status_, nullptr);
   Run(Operation::kFinish);
 }
 
@@ -280,7 +280,7 @@ GenerateReactor::Operation GenerateReactor::NextOperation() {
   }
   AddRetryTrailer(status, *context_);
   final_status_ = ToGrpc(status);
-  record_.Finish(status, final_status_.error_code(), &*finish_event_);
+  record_.Finish(status, final_status_, &*finish_event_);
   if (!status.ok()) {
     return Operation::kFinish;
   }

@@ -1,23 +1,21 @@
 #include "server/grpc_server.h"
 
+#include <grpcpp/ext/channelz_service_plugin.h>
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/resource_quota.h>
+
+#include <algorithm>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
 
 namespace embergate::server {
 namespace {
 
-// Ports are chosen by BuildAndStart, which writes them here.
-std::string BoundAddress(const std::string& address, int port) {
-  const size_t colon = address.rfind(':');
-  if (absl::StartsWith(address, "unix:") || absl::StartsWith(address, "unix-abstract:") || colon == std::string::npos) {
-    return address;
-  }
-  return absl::StrCat(address.substr(0, colon), ":", port);
+bool IsUnixSocket(const std::string& address) {
+  return absl::StartsWith(address, "unix:") || absl::StartsWith(address, "unix-abstract:");
 }
 
 void SetLimits(const GrpcServerOptions& options, grpc::ServerBuilder& builder) {
@@ -27,13 +25,23 @@ void SetLimits(const GrpcServerOptions& options, grpc::ServerBuilder& builder) {
   builder.SetCompressionAlgorithmSupportStatus(GRPC_COMPRESS_GZIP, false);
   builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, options.streams_per_connection_max);
   builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, 16 << 10);
-  // A dead client is noticed within 80 s; a client may ping every 10 s, with or without calls.
-  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 60'000);
-  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20'000);
+  const auto set_time = [&](const char* argument, absl::Duration time) {
+    builder.AddChannelArgument(argument, static_cast<int>(absl::ToInt64Milliseconds(time)));
+  };
+  // A client may ping every 10 s, with or without calls; who does more often gets GOAWAY (too_many_pings).
+  set_time(GRPC_ARG_KEEPALIVE_TIME_MS, options.keepalive_time);
+  set_time(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, options.keepalive_timeout);
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 10'000);
-  // A second server on a taken port has to fail, not to share its clients.
-  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  set_time(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, options.handshake_timeout);
+  if (options.connection_idle_max > absl::ZeroDuration()) {
+    set_time(GRPC_ARG_MAX_CONNECTION_IDLE_MS, options.connection_idle_max);
+  }
+  if (options.connection_age_max > absl::ZeroDuration()) {
+    set_time(GRPC_ARG_MAX_CONNECTION_AGE_MS, options.connection_age_max);
+  }
+  // It remembers every connection, which costs memory and tells who calls.
+  builder.AddChannelArgument(GRPC_ARG_ENABLE_CHANNELZ, options.channelz ? 1 : 0);
   grpc::ResourceQuota quota("embergate");
   quota.Resize(static_cast<size_t>(options.transport_bytes_max));
   builder.SetResourceQuota(quota);
@@ -43,33 +51,79 @@ void SetLimits(const GrpcServerOptions& options, grpc::ServerBuilder& builder) {
   builder.SetSyncServerOption(grpc::ServerBuilder::MAX_POLLERS, 2);
 }
 
+// gRPC's plug-ins register themselves for all servers of the process, reflection merely by being linked. This one gets
+// those that it is to have.
+class PluginsOption final : public grpc::ServerBuilderOption {
+ public:
+  PluginsOption(bool reflection, bool channelz) : reflection_(reflection), channelz_(channelz) {}
+  void UpdateArguments(grpc::ChannelArguments* /*arguments*/) override {}
+  void UpdatePlugins(std::vector<std::unique_ptr<grpc::ServerBuilderPlugin>>* plugins) override {
+    const auto unwanted = [this](const std::unique_ptr<grpc::ServerBuilderPlugin>& plugin) {
+      const bool is_reflection = dynamic_cast<grpc::reflection::ProtoServerReflectionPlugin*>(plugin.get()) != nullptr;
+      return is_reflection ? !reflection_ : !channelz_ && plugin->name() == "channelz_service";
+    };
+    plugins->erase(std::remove_if(plugins->begin(), plugins->end(), unwanted), plugins->end());
+  }
+
+ private:
+  const bool reflection_;
+  const bool channelz_;
+};
+
 }  // namespace
 
-GrpcServer::GrpcServer(const ServiceOptions& options)
+GrpcServer::GrpcServer(const GrpcServerOptions& options)
     : health_({v1::Inference::service_full_name()}),
       lifecycle_([this](bool serving) { health_.SetServing(serving); }),
-      service_(lifecycle_, stats_, options) {}
+      service_(lifecycle_, gatekeeper_, stats_, options.service) {
+  if (!options.clients.empty()) {
+    gatekeeper_.SetClients(options.clients);
+  }
+  if (options.tls.has_value()) {
+    tls_.emplace(*options.tls);
+  }
+}
 
 absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const GrpcServerOptions& options) {
-  std::unique_ptr<GrpcServer> server(new GrpcServer(options.service));
-  if (options.reflection) {
-    grpc::reflection::InitProtoReflectionServerBuilderPlugin();  // applies to all builders from now on
+  std::unique_ptr<GrpcServer> server(new GrpcServer(options));
+  const bool reflection = options.reflection && options.clients.empty();
+  if (reflection) {
+    grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  }
+  if (options.channelz) {
+    grpc::channelz::experimental::InitChannelzService();
   }
   grpc::ServerBuilder builder;
   SetLimits(options, builder);
-  std::vector<int> ports(options.addresses.size(), 0);
-  for (size_t i = 0; i < options.addresses.size(); ++i) {
-    builder.AddListeningPort(options.addresses[i], grpc::InsecureServerCredentials(), &ports[i]);
+  builder.SetOption(std::make_unique<PluginsOption>(reflection, options.channelz));
+  std::vector<Acceptor::Port> ports;
+  for (const std::string& address : options.addresses) {
+    absl::StatusOr<ListeningAddress> listening = ListeningAddress::Listen(address);
+    if (!listening.ok()) {
+      return absl::Status(listening.status().code(),
+                          absl::StrCat(listening.status().message(), "; choose another address with --listen"));
+    }
+    server->addresses_.push_back(listening->name());
+    const bool plain = server->tls() == nullptr || IsUnixSocket(address);
+    server->credentials_.push_back(plain ? grpc::InsecureServerCredentials() : TlsCredentials(*server->tls()));
+    std::shared_ptr<grpc::experimental::ExternalConnectionAcceptor> connections =
+        builder.experimental().AddExternalConnectionAcceptor(
+            grpc::ServerBuilder::experimental_type::ExternalConnectionType::FROM_FD, server->credentials_.back());
+    ports.push_back({*std::move(listening), [connections](int listener, int connection) {
+                       grpc::experimental::ExternalConnectionAcceptor::NewConnectionParameters parameters;
+                       parameters.listener_fd = listener;
+                       parameters.fd = connection;
+                       connections->HandleNewConnection(&parameters);
+                     }});
   }
   builder.RegisterService(&server->service_);
   builder.RegisterService(&server->health_);
   server->server_ = builder.BuildAndStart();
   if (server->server_ == nullptr) {
-    return absl::UnavailableError(absl::StrCat("cannot listen on ", absl::StrJoin(options.addresses, ", "),
-                                               "; is the port taken? Choose another with --listen"));
+    return absl::UnavailableError("gRPC's server does not start; the log has its reason");
   }
-  for (size_t i = 0; i < ports.size(); ++i) {
-    server->addresses_.push_back(BoundAddress(options.addresses[i], ports[i]));
+  if (!ports.empty()) {
+    server->acceptor_ = std::make_unique<Acceptor>(std::move(ports), options.connections_max);
   }
   return server;
 }
@@ -82,6 +136,9 @@ GrpcServer::~GrpcServer() {
 
 void GrpcServer::Shutdown(absl::Time deadline) {
   lifecycle_.SetDraining();
+  if (acceptor_ != nullptr) {
+    acceptor_->Stop();
+  }
   health_.Shutdown();
   server_->Shutdown(absl::ToChronoTime(deadline));
   server_->Wait();

@@ -14,6 +14,7 @@
 #include "server/chat_input.h"
 #include "server/generate_once_reactor.h"
 #include "server/generate_reactor.h"
+#include "server/logging.h"
 #include "server/response_builder.h"
 #include "server/score_reactor.h"
 #include "server/status_mapping.h"
@@ -54,13 +55,20 @@ void SetCaller(const grpc::CallbackServerContext& context, engine::GenerateReque
   }
 }
 
+// Only where --log-prompts asks for it.
+void LogPrompt(Method method, const google::protobuf::Message& request) {
+  LogEvent(spdlog::level::debug, "prompt",
+           {{"method", kMethodNames[static_cast<size_t>(method)]}, {"request", request.ShortDebugString()}});
+}
+
 }  // namespace
 
 grpc::ServerWriteReactor<v1::GenerateResponse>* InferenceService::Generate(grpc::CallbackServerContext* context,
                                                                            const v1::GenerateRequest* request) {
-  auto* reactor = new GenerateReactor(context, lifecycle_, Record(Method::kGenerate, *context, request->request_id()),
-                                      options_.pending_bytes_max);
-  absl::StatusOr<Generation> generation = Prepare(*context, *request, ParseGenerateRequest);
+  CallRecord record = Record(Method::kGenerate, *context, request->request_id(), /*streaming=*/true);
+  CallTicket& ticket = record.ticket();  // the record's, until the call ends
+  auto* reactor = new GenerateReactor(context, lifecycle_, std::move(record), options_.pending_bytes_max);
+  absl::StatusOr<Generation> generation = Prepare(*context, Method::kGenerate, *request, ParseGenerateRequest, ticket);
   if (!generation.ok()) {
     reactor->Refuse(generation.status());
     return reactor;
@@ -72,9 +80,11 @@ grpc::ServerWriteReactor<v1::GenerateResponse>* InferenceService::Generate(grpc:
 grpc::ServerUnaryReactor* InferenceService::GenerateOnce(grpc::CallbackServerContext* context,
                                                          const v1::GenerateRequest* request,
                                                          v1::GenerateOnceResponse* response) {
-  auto* reactor = new GenerateOnceReactor(context, lifecycle_, response,
-                                          Record(Method::kGenerateOnce, *context, request->request_id()));
-  absl::StatusOr<Generation> generation = Prepare(*context, *request, ParseGenerateOnceRequest);
+  CallRecord record = Record(Method::kGenerateOnce, *context, request->request_id(), /*streaming=*/true);
+  CallTicket& ticket = record.ticket();  // the record's, until the call ends
+  auto* reactor = new GenerateOnceReactor(context, lifecycle_, response, std::move(record));
+  absl::StatusOr<Generation> generation =
+      Prepare(*context, Method::kGenerateOnce, *request, ParseGenerateOnceRequest, ticket);
   if (!generation.ok()) {
     reactor->Refuse(generation.status());
     return reactor;
@@ -85,12 +95,19 @@ grpc::ServerUnaryReactor* InferenceService::GenerateOnce(grpc::CallbackServerCon
 
 grpc::ServerUnaryReactor* InferenceService::Score(grpc::CallbackServerContext* context, const v1::ScoreRequest* request,
                                                   v1::ScoreResponse* response) {
-  auto* reactor =
-      new ScoreReactor(context, lifecycle_, response, Record(Method::kScore, *context, request->request_id()));
+  CallRecord record = Record(Method::kScore, *context, request->request_id(), /*streaming=*/true);
+  CallTicket& ticket = record.ticket();  // the record's, until the call ends
+  auto* reactor = new ScoreReactor(context, lifecycle_, response, std::move(record));
   const ServedModel* model = nullptr;
   absl::StatusOr<engine::GenerateRequest> parsed = Guarded([&]() -> absl::StatusOr<engine::GenerateRequest> {
+    EMBERGATE_RETURN_IF_ERROR(ticket.status());
     EMBERGATE_ASSIGN_OR_RETURN(model, lifecycle_.Serving());
-    return ParseScoreRequest(*request, *model, options_.limits);
+    EMBERGATE_ASSIGN_OR_RETURN(engine::GenerateRequest score, ParseScoreRequest(*request, *model, options_.limits));
+    EMBERGATE_RETURN_IF_ERROR(ticket.Admit(request->priority(), model->limits.context_max, score));
+    if (options_.log_prompts) {
+      LogPrompt(Method::kScore, *request);
+    }
+    return score;
   });
   if (!parsed.ok()) {
     reactor->Refuse(parsed.status());
@@ -136,13 +153,20 @@ grpc::ServerUnaryReactor* InferenceService::GetModelInfo(grpc::CallbackServerCon
 }
 
 absl::StatusOr<InferenceService::Generation> InferenceService::Prepare(const grpc::CallbackServerContext& context,
-                                                                       const v1::GenerateRequest& request,
-                                                                       Parser parse) const {
+                                                                       Method method,
+                                                                       const v1::GenerateRequest& request, Parser parse,
+                                                                       CallTicket& ticket) const {
   return Guarded([&]() -> absl::StatusOr<Generation> {
+    EMBERGATE_RETURN_IF_ERROR(ticket.status());
     Generation generation;
     EMBERGATE_ASSIGN_OR_RETURN(generation.model, lifecycle_.Serving());
     EMBERGATE_ASSIGN_OR_RETURN(generation.request, parse(request, *generation.model, options_.limits, RandomSeed()));
+    EMBERGATE_RETURN_IF_ERROR(
+        ticket.Admit(request.priority(), generation.model->limits.context_max, generation.request));
     SetCaller(context, generation.request);
+    if (options_.log_prompts) {
+      LogPrompt(method, request);
+    }
     // With special_in_text the client wants to see the markers themselves.
     if (request.has_chat() && !request.special_in_text()) {
       for (int i = 0; i < generation.request.completions; ++i) {
@@ -166,14 +190,15 @@ absl::Status InferenceService::Refusal(absl::Status status) {
 
 grpc::ServerUnaryReactor* InferenceService::Reply(grpc::CallbackServerContext* context, Method method,
                                                   absl::FunctionRef<absl::Status(const ServedModel& model)> compute) {
-  CallRecord record = Record(method, *context);
+  CallRecord record = Record(method, *context, "", /*streaming=*/false);
   const absl::Status status = Guarded([&]() -> absl::Status {
+    EMBERGATE_RETURN_IF_ERROR(record.ticket().status());
     EMBERGATE_ASSIGN_OR_RETURN(const ServedModel* model, lifecycle_.Serving());
     return compute(*model);
   });
   AddRetryTrailer(status, *context);
   grpc::Status sent = ToGrpc(status);
-  record.Finish(status, sent.error_code(), nullptr);
+  record.Finish(status, sent, nullptr);
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   reactor->Finish(std::move(sent));
   return reactor;

@@ -113,6 +113,63 @@ void AddServer(const Lifecycle& lifecycle, const ServerStats& stats, double star
   page.Gauge("process_start_time_seconds", "When the process started, seconds since the epoch.", start_seconds);
 }
 
+// Names of the API key file are labels: few, and the operator's own.
+void AddClients(const Gatekeeper& gatekeeper, Page& page) {
+  using Usage = ClientAccount::Usage;
+  const std::vector<std::pair<std::string, Usage>> clients = gatekeeper.Usage();
+  if (clients.empty()) {
+    return;
+  }
+  page.Begin(MetricType::Counter, "embergate_unauthenticated_total", "Calls without a known API key.");
+  page.Sample(static_cast<double>(gatekeeper.keys_missing()), {{"reason", "missing"}});
+  page.Sample(static_cast<double>(gatekeeper.keys_unknown()), {{"reason", "unknown"}});
+  page.Begin(MetricType::Counter, "embergate_client_requests_total", "Calls that an API key's rate let in.");
+  for (const auto& [name, usage] : clients) {
+    page.Sample(static_cast<double>(usage.requests), {{"client", name}});
+  }
+  page.Begin(MetricType::Counter, "embergate_client_tokens_total", "Tokens of prompts and answers, by API key.");
+  for (const auto& [name, usage] : clients) {
+    page.Sample(static_cast<double>(usage.tokens), {{"client", name}});
+  }
+  page.Begin(MetricType::Gauge, "embergate_client_streams", "Generate and Score calls under way, by API key.");
+  for (const auto& [name, usage] : clients) {
+    page.Sample(usage.streams, {{"client", name}});
+  }
+  page.Begin(MetricType::Counter, "embergate_client_refused_total", "Calls refused, by API key and exceeded limit.");
+  for (const auto& [name, usage] : clients) {
+    page.Sample(static_cast<double>(usage.refused_requests), {{"client", name}, {"limit", "requests"}});
+    page.Sample(static_cast<double>(usage.refused_tokens), {{"client", name}, {"limit", "tokens"}});
+    page.Sample(static_cast<double>(usage.refused_streams), {{"client", name}, {"limit", "streams"}});
+  }
+}
+
+void AddAccess(GrpcServer& server, Page& page) {
+  AddClients(server.gatekeeper(), page);
+  if (server.acceptor() != nullptr) {
+    const Acceptor::Stats connections = server.acceptor()->stats();
+    page.Gauge("embergate_connections", "Connections to the gRPC server.", connections.open);
+    page.Gauge("embergate_connections_max", "How many there may be at once.", connections.open_max);
+    page.Counter("embergate_connections_accepted_total", "Connections that were taken.",
+                 static_cast<double>(connections.accepted));
+    page.Counter("embergate_connections_refused_total", "Connections closed at once, as there was no room.",
+                 static_cast<double>(connections.refused));
+    page.Counter("embergate_connections_cut_off_total",
+                 "Connections ended for what they sent while the heap was too large.",
+                 static_cast<double>(connections.cut_off));
+  }
+  if (server.tls() != nullptr) {
+    uint64_t generation = 0;
+    page.Gauge("embergate_tls_certificate_expiry_timestamp_seconds",
+               "End of the server certificate's validity, seconds since the epoch.",
+               static_cast<double>(absl::ToUnixSeconds(server.tls()->Get(&generation).expires)));
+  }
+  const ServerStats& stats = server.stats();
+  page.Counter("embergate_reloads_total", "Settings, API keys or certificates read again and taken.",
+               static_cast<double>(stats.reloads.load(std::memory_order_relaxed)));
+  page.Counter("embergate_reload_failures_total", "Those that could not be used; the old ones stayed.",
+               static_cast<double>(stats.reload_failures.load(std::memory_order_relaxed)));
+}
+
 void AddBoard(const BoardSensors& sensors, Page& page) {
   if (!sensors.temperatures.empty()) {
     page.Begin(MetricType::Gauge, "embergate_board_temperature_celsius", "The kernel's thermal zones.");
@@ -258,21 +315,22 @@ void AddFlash(const storage::RowStoreStats& stats, bool flash_healthy, Page& pag
 
 }  // namespace
 
-Metrics::Metrics(const Lifecycle& lifecycle, const ServerStats& stats, std::string sysfs)
-    : lifecycle_(lifecycle),
-      stats_(stats),
+Metrics::Metrics(GrpcServer& server, std::string sysfs)
+    : server_(server),
       sysfs_(std::move(sysfs)),
       start_seconds_(std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count()) {}
 
 std::vector<MetricFamily> Metrics::Collect() const {
   Page page;
-  AddServer(lifecycle_, stats_, start_seconds_, page);
+  const Lifecycle& lifecycle = server_.lifecycle();
+  AddServer(lifecycle, server_.stats(), start_seconds_, page);
+  AddAccess(server_, page);
   AddBoard(ReadBoardSensors(sysfs_), page);
-  if (const ServedModel* model = lifecycle_.model(); model != nullptr) {
+  if (const ServedModel* model = lifecycle.model(); model != nullptr) {
     AddModel(*model, page);
     AddEngine(*model, model->engine->Snapshot(), page);
     if (model->row_stats) {
-      AddFlash(model->row_stats(), lifecycle_.flash_healthy(), page);
+      AddFlash(model->row_stats(), lifecycle.flash_healthy(), page);
     }
   }
   return page.Take();

@@ -10,8 +10,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "server/lifecycle.h"
-#include "server/server_stats.h"
+#include "server/grpc_server.h"
 
 namespace prometheus {
 class Exposer;
@@ -22,13 +21,12 @@ namespace embergate::server {
 // Threads: Collect from any; it takes the engine's and the row store's snapshots and never waits for a step.
 class Metrics final : public prometheus::Collectable {
  public:
-  // Borrows both; they outlive the endpoint. `sysfs`: where the board's sensors are read.
-  Metrics(const Lifecycle& lifecycle, const ServerStats& stats, std::string sysfs = "/sys");
+  // Borrows `server`, which outlives the endpoint. `sysfs`: where the board's sensors are read.
+  explicit Metrics(GrpcServer& server, std::string sysfs = "/sys");
   std::vector<prometheus::MetricFamily> Collect() const override;
 
  private:
-  const Lifecycle& lifecycle_;
-  const ServerStats& stats_;
+  GrpcServer& server_;
   const std::string sysfs_;
   const double start_seconds_;  // since the epoch
 };

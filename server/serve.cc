@@ -1,7 +1,10 @@
 #include "server/serve.h"
 
 #include <spdlog/spdlog.h>
+#include <sys/resource.h>
 
+#include <algorithm>
+#include <atomic>
 #include <csignal>
 #include <cstdlib>
 #include <memory>
@@ -16,6 +19,7 @@
 #include "server/logging.h"
 #include "server/metrics.h"
 #include "server/model_host.h"
+#include "server/reloader.h"
 #include "server/response_builder.h"
 #include "server/signal_poller.h"
 #include "server/systemd_notifier.h"
@@ -61,6 +65,30 @@ void LogModel(const ServedModel& model) {
   }
 }
 
+// Who can reach the server, and who may call it.
+void LogAccess(const ServeConfig& config) {
+  bool beyond = false;
+  for (const std::string& address : config.grpc.addresses) {
+    beyond = beyond || !IsLocalAddress(address);
+  }
+  if (config.grpc.tls.has_value()) {
+    spdlog::info("TLS: certificate valid until {}; client certificates are {}",
+                 absl::FormatTime(config.grpc.tls->expires, absl::UTCTimeZone()),
+                 config.tls_files.client_ca.empty() ? "not asked for" : "demanded");
+  }
+  if (!config.grpc.clients.empty()) {
+    spdlog::info("API keys: {} clients; reflection is off, as it could not ask for one", config.grpc.clients.size());
+    if (beyond && !config.grpc.tls.has_value()) {
+      spdlog::warn("API keys cross the network in clear text: --tls-cert and --tls-key hide them");
+    }
+  } else if (beyond && config.tls_files.client_ca.empty()) {
+    spdlog::warn("whoever reaches the port may use the model (--allow-unauthenticated)");
+  }
+  if (config.grpc.service.log_prompts) {
+    spdlog::warn("requests are logged with their text at level debug (--log-prompts)");
+  }
+}
+
 constexpr absl::Duration kLoadLogInterval = absl::Seconds(2);
 // What systemd is to grant a load that gets on, from its last sign of life.
 constexpr absl::Duration kLoadStallMax = absl::Minutes(2);
@@ -81,6 +109,7 @@ class Loader {
                   kLoadStallMax);
             }
           });
+          done_.store(true, std::memory_order_release);
           poller.Wake();
         }) {}
   ~Loader() {
@@ -89,12 +118,15 @@ class Loader {
     }
   }
 
+  bool done() const { return done_.load(std::memory_order_acquire); }
+
   absl::StatusOr<std::unique_ptr<ModelHost>> Take() {
     thread_.join();
     return std::move(host_);
   }
 
  private:
+  std::atomic<bool> done_{false};
   absl::StatusOr<std::unique_ptr<ModelHost>> host_ = absl::UnknownError("not loaded");
   std::thread thread_;
 };
@@ -114,8 +146,47 @@ void SaveHotList(const ServeConfig& config, ModelHost& host) {
   std::_Exit(code);
 }
 
-void Drain(const ServeConfig& config, ModelHost& host, GrpcServer& server, SignalPoller& poller) {
-  const absl::Time deadline = absl::Now() + config.drain_timeout;
+// A shell's usual limit is 1024 descriptors for everything; a process may raise its own up to the hard one.
+void RaiseFileLimit(int connections_max) {
+  constexpr rlim_t kOwn = 256;  // model, flash, threads
+  const rlim_t wanted = static_cast<rlim_t>(connections_max) + kOwn;
+  rlimit limit = {};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur >= wanted) {
+    return;
+  }
+  limit.rlim_cur = std::min(limit.rlim_max, wanted);
+  setrlimit(RLIMIT_NOFILE, &limit);
+  if (limit.rlim_cur < wanted) {
+    spdlog::warn("{} connections want {} file descriptors, and the limit is {}; the last ones will have to wait",
+                 connections_max, wanted, limit.rlim_cur);
+  }
+}
+
+// Everything big is allocated before requests come. What they add is gRPC's buffers and the queue, which have their
+// limits, and answers under way; what grows past that is a flood.
+constexpr uint64_t kHeapGrowthMax = 64 << 20;
+
+// Certificates and keys are exchanged by programs that do not know our process id.
+constexpr int kFileCheckMs = 30'000;
+
+// Until a signal that ends the process (which is returned) or `done` (0); reloads meanwhile.
+template <typename Done>
+int WaitForEnd(SignalPoller& poller, Reloader& reloader, const Done& done) {
+  while (!done()) {
+    const int signal = poller.Wait(kFileCheckMs);
+    if (signal == SIGHUP) {
+      reloader.Reload();
+    } else if (signal != 0) {
+      return signal;
+    } else {
+      reloader.CheckFiles();
+    }
+  }
+  return 0;
+}
+
+void Drain(absl::Duration timeout, ModelHost& host, GrpcServer& server, SignalPoller& poller) {
+  const absl::Time deadline = absl::Now() + timeout;
   server.lifecycle().SetDraining();
   std::thread drainer([&] {
     host.engine().Drain(deadline);
@@ -123,7 +194,11 @@ void Drain(const ServeConfig& config, ModelHost& host, GrpcServer& server, Signa
     server.Shutdown(absl::Now() + absl::Seconds(2));
     poller.Wake();
   });
-  if (const int signal = poller.Wait(); signal != 0) {
+  int signal = SIGHUP;  // which changes nothing any more
+  while (signal == SIGHUP) {
+    signal = poller.Wait();
+  }
+  if (signal != 0) {
     spdlog::warn("second signal: ending at once");
     ExitNow(128 + signal);
   }
@@ -132,14 +207,15 @@ void Drain(const ServeConfig& config, ModelHost& host, GrpcServer& server, Signa
 
 }  // namespace
 
-int Serve(const ServeConfig& config) {
+int Serve(const ServeConfig& config, const SettingsSource& source) {
+  SignalPoller poller({SIGTERM, SIGINT, SIGHUP});
   InitLogging(config.log_level, config.log_json);
   BoundAllocator();
   std::signal(SIGPIPE, SIG_IGN);
-  SignalPoller poller({SIGTERM, SIGINT});
   SystemdNotifier systemd = SystemdNotifier::FromEnvironment();
   spdlog::info("embergate {} starting", kVersion);
 
+  RaiseFileLimit(config.grpc.connections_max);
   std::unique_ptr<ModelHost> host;  // outlives the server, whose calls use it
   absl::StatusOr<std::unique_ptr<GrpcServer>> server = GrpcServer::Start(config.grpc);
   if (!server.ok()) {
@@ -147,11 +223,12 @@ int Serve(const ServeConfig& config) {
     return 1;
   }
   spdlog::info("listening on {}", absl::StrJoin((*server)->addresses(), ", "));
+  LogAccess(config);
+  Reloader reloader(config, source, **server);
   Lifecycle& lifecycle = (*server)->lifecycle();
   std::unique_ptr<MetricsEndpoint> metrics;
   if (!config.metrics_address.empty()) {
-    auto endpoint = MetricsEndpoint::Create(config.metrics_address,
-                                            std::make_shared<Metrics>(lifecycle, (*server)->stats(), config.sysfs));
+    auto endpoint = MetricsEndpoint::Create(config.metrics_address, std::make_shared<Metrics>(**server, config.sysfs));
     if (!endpoint.ok()) {
       spdlog::error("{}", std::string(endpoint.status().message()));
       return 1;
@@ -161,7 +238,7 @@ int Serve(const ServeConfig& config) {
   }
 
   Loader loader(config.model, lifecycle, poller, systemd);
-  if (const int signal = poller.Wait(); signal != 0) {
+  if (const int signal = WaitForEnd(poller, reloader, [&] { return loader.done(); }); signal != 0) {
     spdlog::info("signal {} while loading: ending", signal);
     ExitNow(0);
   }
@@ -180,6 +257,11 @@ int Serve(const ServeConfig& config) {
       spdlog::info("row cache starts empty: {}", std::string(warm.status().message()));
     }
   }
+  if (Acceptor* const acceptor = (*server)->acceptor(); acceptor != nullptr) {
+    acceptor->WatchMemory(kHeapGrowthMax + config.model.transport_bytes_max +
+                          static_cast<uint64_t>(config.model.engine.waiting_bytes_max) +
+                          static_cast<uint64_t>(host->served().limits.slots_max) * config.model.pending_bytes_max);
+  }
   lifecycle.SetReady(&host->served());
   spdlog::info("ready");
   std::unique_ptr<FlashMonitor> monitor;
@@ -195,10 +277,10 @@ int Serve(const ServeConfig& config) {
     return check.Alive(stats.running + stats.waiting > 0, stats.steps);
   });
 
-  const int signal = poller.Wait();
-  spdlog::info("signal {}: draining, for at most {}", signal, absl::FormatDuration(config.drain_timeout));
+  const int signal = WaitForEnd(poller, reloader, [] { return false; });
+  spdlog::info("signal {}: draining, for at most {}", signal, absl::FormatDuration(reloader.drain_timeout()));
   systemd.Stopping("draining");
-  Drain(config, *host, **server, poller);
+  Drain(reloader.drain_timeout(), *host, **server, poller);
   monitor.reset();
   if (!config.hot_list_path.empty()) {
     SaveHotList(config, *host);
@@ -207,6 +289,7 @@ int Serve(const ServeConfig& config) {
   metrics.reset();
   server->reset();
   host.reset();
+  FinishLogging();
   spdlog::info("ended");
   return 0;
 }

@@ -28,6 +28,9 @@ class ServerStats {
   }
 
   std::atomic<uint64_t> slow_readers{0};  // streams that ended because the client read too slowly
+  // Settings, keys and certificates that were read again, and those that could not be used.
+  std::atomic<uint64_t> reloads{0};
+  std::atomic<uint64_t> reload_failures{0};
 
  private:
   std::array<std::array<std::atomic<uint64_t>, kGrpcCodes>, kMethodNames.size()> requests_{};

@@ -45,11 +45,21 @@ constexpr CodeRule kRules[] = {
     {absl::StatusCode::kDataLoss, grpc::StatusCode::DATA_LOSS, "FLASH_DATA_LOSS",
      "data read from the model file was damaged; the server's log has the particulars"},
 };
+// Of these, only what was written for clients: an operating system's EACCES is none of their business.
+constexpr CodeRule kRulesForClients[] = {
+    {absl::StatusCode::kUnauthenticated, grpc::StatusCode::UNAUTHENTICATED, "", nullptr},
+    {absl::StatusCode::kPermissionDenied, grpc::StatusCode::PERMISSION_DENIED, "", nullptr},
+};
 constexpr CodeRule kOtherwise = {absl::StatusCode::kInternal, grpc::StatusCode::INTERNAL, "INTERNAL", kInternalMessage};
 
-const CodeRule& RuleFor(absl::StatusCode code) {
+const CodeRule& RuleFor(absl::StatusCode code, bool for_clients) {
   for (const CodeRule& rule : kRules) {
     if (rule.code == code) {
+      return rule;
+    }
+  }
+  for (const CodeRule& rule : kRulesForClients) {
+    if (rule.code == code && for_clients) {
       return rule;
     }
   }
@@ -131,8 +141,8 @@ grpc::Status ToGrpc(const absl::Status& status) {
   if (status.ok()) {
     return grpc::Status::OK;
   }
-  const CodeRule& rule = RuleFor(status.code());
   const bool for_clients = status.GetPayload(kErrorInfoUrl).has_value();
+  const CodeRule& rule = RuleFor(status.code(), for_clients);
   const bool hidden = rule.message != nullptr && (!for_clients || rule.grpc == grpc::StatusCode::INTERNAL);
   const std::string message = hidden ? rule.message : Shortened(status.message());
 

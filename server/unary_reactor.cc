@@ -52,7 +52,7 @@ void UnaryReactor::OnDone() { delete this; }
 void UnaryReactor::FinishWith(const absl::Status& status, const engine::FinishEvent* event) {
   AddRetryTrailer(status, *context_);
   grpc::Status sent = ToGrpc(status);
-  record_.Finish(status, sent.error_code(), event);
+  record_.Finish(status, sent, event);
   Finish(std::move(sent));
 }
 

@@ -8,6 +8,7 @@
 #include <iostream>
 #include <random>
 #include <sstream>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "absl/strings/ascii.h"
@@ -20,6 +21,7 @@
 #include "absl/strings/strip.h"
 #include "server/cli/human.h"
 #include "server/server_stats.h"
+#include "server/small_file.h"
 #include "server/status_mapping.h"
 
 namespace embergate::server {
@@ -31,6 +33,22 @@ void AddClientOptions(CLI::App& app, ClientFlags& flags) {
       ->capture_default_str();
   app.add_option("--timeout", flags.timeout_seconds, "Seconds that a call may take; 0 = any")
       ->check(CLI::Range(0.0, 86400.0));
+  // Not the names of the server's variables: a client in the server's own environment must not take its certificate.
+  app.add_flag("--tls", flags.tls, "Speak TLS; implied by --tls-ca")->envname("EMBERGATE_CLIENT_TLS");
+  app.add_option("--tls-ca", flags.tls_ca, "Trust servers of this CA (PEM) instead of the system's CAs")
+      ->envname("EMBERGATE_CLIENT_TLS_CA")
+      ->type_name("FILE");
+  CLI::Option* cert = app.add_option("--tls-cert", flags.tls_cert, "The client's own certificate (PEM)")
+                          ->envname("EMBERGATE_CLIENT_TLS_CERT")
+                          ->type_name("FILE");
+  CLI::Option* key = app.add_option("--tls-key", flags.tls_key, "The key of --tls-cert (PEM)")
+                         ->envname("EMBERGATE_CLIENT_TLS_KEY")
+                         ->type_name("FILE");
+  cert->needs(key);
+  key->needs(cert);
+  app.add_option("--api-key", flags.api_key, "Who calls; better given in the environment, which others cannot see")
+      ->envname("EMBERGATE_API_KEY")
+      ->type_name("KEY");
 }
 
 namespace {
@@ -41,6 +59,66 @@ constexpr char kSpreadConfig[] = R"({"methodConfig": [{
   "retryPolicy": {"maxAttempts": 5, "initialBackoff": "0.1s", "maxBackoff": "1s", "backoffMultiplier": 2,
                   "retryableStatusCodes": ["UNAVAILABLE"]}}]})";
 
+// Puts the API key into the metadata of each call, over TLS or not (gRPC's own call credentials refuse the latter,
+// which is right for the open network and useless on a loopback or inside a tunnel).
+class KeyInterceptor final : public grpc::experimental::Interceptor {
+ public:
+  explicit KeyInterceptor(const std::string& authorization) : authorization_(authorization) {}
+  void Intercept(grpc::experimental::InterceptorBatchMethods* methods) override {
+    if (methods->QueryInterceptionHookPoint(grpc::experimental::InterceptionHookPoints::PRE_SEND_INITIAL_METADATA)) {
+      methods->GetSendInitialMetadata()->emplace("authorization", authorization_);
+    }
+    methods->Proceed();
+  }
+
+ private:
+  const std::string& authorization_;
+};
+
+class KeyInterceptorFactory final : public grpc::experimental::ClientInterceptorFactoryInterface {
+ public:
+  explicit KeyInterceptorFactory(const std::string& key) : authorization_(absl::StrCat("Bearer ", key)) {}
+  grpc::experimental::Interceptor* CreateClientInterceptor(grpc::experimental::ClientRpcInfo* /*info*/) override {
+    return new KeyInterceptor(authorization_);
+  }
+
+ private:
+  const std::string authorization_;
+};
+
+std::string ReadPem(const std::string& path) {
+  if (path.empty()) {
+    return "";
+  }
+  absl::StatusOr<std::string> pem = ReadSmallFile(path, 1 << 20);
+  if (!pem.ok()) {
+    std::fprintf(stderr, "embergate: %s\n", std::string(pem.status().message()).c_str());
+    throw CLI::RuntimeError(2);
+  }
+  return *std::move(pem);
+}
+
+std::shared_ptr<grpc::ChannelCredentials> Credentials(const ClientFlags& flags) {
+  if (!flags.tls && flags.tls_ca.empty() && flags.tls_cert.empty()) {
+    return grpc::InsecureChannelCredentials();
+  }
+  grpc::SslCredentialsOptions options;
+  options.pem_root_certs = ReadPem(flags.tls_ca);
+  options.pem_cert_chain = ReadPem(flags.tls_cert);
+  options.pem_private_key = ReadPem(flags.tls_key);
+  return grpc::SslCredentials(options);
+}
+
+std::shared_ptr<grpc::Channel> MakeChannel(const std::string& target, const ClientFlags& flags,
+                                           const grpc::ChannelArguments& arguments) {
+  std::vector<std::unique_ptr<grpc::experimental::ClientInterceptorFactoryInterface>> interceptors;
+  if (!flags.api_key.empty()) {
+    interceptors.push_back(std::make_unique<KeyInterceptorFactory>(flags.api_key));
+  }
+  return grpc::experimental::CreateCustomChannelWithInterceptors(target, Credentials(flags), arguments,
+                                                                 std::move(interceptors));
+}
+
 }  // namespace
 
 std::shared_ptr<grpc::Channel> Connect(const ClientFlags& flags) {
@@ -48,15 +126,14 @@ std::shared_ptr<grpc::Channel> Connect(const ClientFlags& flags) {
   arguments.SetMaxReceiveMessageSize(64 << 20);
   arguments.SetLoadBalancingPolicyName("round_robin");  // over all addresses that a name has
   if (!absl::StrContains(flags.address, ',')) {
-    return grpc::CreateCustomChannel(flags.address, grpc::InsecureChannelCredentials(), arguments);
+    return MakeChannel(flags.address, flags, arguments);
   }
   arguments.SetServiceConfigJSON(kSpreadConfig);
   // One that connects first gets the first call, and a command often makes no other: begin anywhere.
   std::vector<std::string> addresses = absl::StrSplit(flags.address, ',');
   std::shuffle(addresses.begin(), addresses.end(), std::mt19937(std::random_device()()));
   const bool v6 = absl::StartsWith(addresses[0], "[");
-  return grpc::CreateCustomChannel(absl::StrCat(v6 ? "ipv6:" : "ipv4:", absl::StrJoin(addresses, ",")),
-                                   grpc::InsecureChannelCredentials(), arguments);
+  return MakeChannel(absl::StrCat(v6 ? "ipv6:" : "ipv4:", absl::StrJoin(addresses, ",")), flags, arguments);
 }
 
 void SetDeadline(const ClientFlags& flags, grpc::ClientContext& context) {

@@ -20,8 +20,14 @@ namespace embergate::server {
 struct ClientFlags {
   std::string address = "127.0.0.1:50051";
   double timeout_seconds = 0;  // 0 = none
+  bool tls = false;            // also when one of the files is given
+  std::string tls_ca;          // whose certificates the server may have; empty = those that the system trusts
+  std::string tls_cert;        // of the client, for a server that asks for one
+  std::string tls_key;
+  std::string api_key;  // empty = none
 };
 void AddClientOptions(CLI::App& app, ClientFlags& flags);
+// A channel whose calls carry the API key. Files that cannot be read end the command (CLI::RuntimeError 2).
 std::shared_ptr<grpc::Channel> Connect(const ClientFlags& flags);
 void SetDeadline(const ClientFlags& flags, grpc::ClientContext& context);
 

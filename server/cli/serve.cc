@@ -4,9 +4,11 @@
 #include <cstdio>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "server/cli/cli.h"
 #include "server/config.h"
+#include "server/settings_source.h"
 
 namespace embergate::server {
 
@@ -24,17 +26,19 @@ void AddServe(CLI::App& app) {
   serve->footer(
       "Every setting can also come from an environment variable (--row-cache: EMBERGATE_ROW_CACHE) or the --config "
       "file;\nflags win over the environment, the environment over the file.\n"
+      "SIGHUP reads the file's log-level and drain-timeout, API keys and certificates again; the latter two are also "
+      "read\nwhen they change.\n"
       "Exit codes: 0 after a drain (SIGTERM, SIGINT), 1 cannot listen, 2 the model or a setting cannot be used.");
   serve->callback([serve, state] {
-    if (!state->config_file.empty()) {
-      ApplyConfigFile(state->config_file, *serve);
-    }
-    absl::StatusOr<ServeConfig> config = Resolve(state->flags);
+    const SettingsSource source(*serve, state->config_file);
+    SettingsSource::Settings settings = source.Read();
+    absl::StatusOr<ServeConfig> config = Resolve(settings.flags);
     if (!config.ok()) {
       std::fprintf(stderr, "embergate serve: %s\n", std::string(config.status().message()).c_str());
       throw CLI::RuntimeError(2);
     }
-    if (const int code = Serve(*config); code != 0) {
+    config->given = std::move(settings.given);
+    if (const int code = Serve(*config, source); code != 0) {
       throw CLI::RuntimeError(code);
     }
   });

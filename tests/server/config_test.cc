@@ -4,6 +4,7 @@
 #include <cstdlib>
 
 #include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
 #include "gtest/gtest.h"
 #include "tests/support/temp_folder.h"
 
@@ -99,6 +100,37 @@ TEST_F(ConfigTest, ValuesOutOfRangeAreRefused) {
                            "--log-level loud", "--no-such-flag"}) {
     EXPECT_THROW(Parse(std::string("--model m ") + line), CLI::ParseError) << line;
   }
+}
+
+TEST_F(ConfigTest, WhatOthersCanReachNeedsAKeyACertificateOrAWord) {
+  const auto resolves = [](const std::string& line) {
+    CLI::App app;
+    ServeFlags flags;
+    AddServeOptions(app, flags);
+    app.parse("--model m.gguf " + line);
+    return Resolve(flags).status();
+  };
+  for (const char* local : {"127.0.0.1:0", "127.9.9.9:1", "localhost:1", "[::1]:1", "unix:/tmp/a", "unix-abstract:a",
+                            "ipv4:127.0.0.1:1", "ipv6:[::1]:1"}) {
+    EXPECT_TRUE(IsLocalAddress(local)) << local;
+    EXPECT_TRUE(resolves(std::string("--listen ") + local).ok()) << local;
+  }
+  for (const char* open : {"0.0.0.0:1", "[::]:1", "192.168.1.7:1", "board1:1", ":1", "*:1", "127.0.0.1.example.org:1",
+                           "128.0.0.1:1", "ipv4:10.0.0.1:1"}) {
+    EXPECT_FALSE(IsLocalAddress(open)) << open;
+    EXPECT_TRUE(
+        absl::StrContains(resolves(std::string("--listen 127.0.0.1:0,") + open).message(), "--allow-unauthenticated"))
+        << open;
+    EXPECT_TRUE(resolves(absl::StrCat("--allow-unauthenticated --listen ", open)).ok()) << open;
+  }
+  const test::TempFolder folder;
+  const std::string keys = folder.Write("keys", absl::StrCat("alice sha256:", std::string(64, 'a'), "\n"));
+  EXPECT_TRUE(resolves("--listen 0.0.0.0:1 --api-keys " + keys).ok());
+  EXPECT_TRUE(absl::StrContains(resolves("--listen 0.0.0.0:1 --channelz --api-keys " + keys).message(), "--channelz"));
+  EXPECT_TRUE(absl::StrContains(resolves("--tls-cert x").message(), "--tls-key"));
+  EXPECT_TRUE(absl::StrContains(resolves("--tls-client-ca x").message(), "--tls-cert"));
+  EXPECT_TRUE(absl::StrContains(resolves("--tls-cert /none --tls-key /none").message(), "/none"));
+  EXPECT_TRUE(absl::StrContains(resolves("--api-keys /none").message(), "/none"));
 }
 
 TEST_F(ConfigTest, BadSizesNameTheFlag) {

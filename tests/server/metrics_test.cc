@@ -59,7 +59,7 @@ void CheckExposition(const std::string& body, std::map<std::string, double>* sam
 
 TEST(MetricsTest, PageHasTheDocumentedSeries) {
   ScriptedServer server;
-  auto metrics = std::make_shared<Metrics>(server.server().lifecycle(), server.server().stats());
+  auto metrics = std::make_shared<Metrics>(server.server());
   auto endpoint = MetricsEndpoint::Create("127.0.0.1:0", metrics);
   ASSERT_TRUE(endpoint.ok()) << endpoint.status();
   ASSERT_TRUE(Generate(server.stub(), IdsRequest({2, 3, 4}, 9)).status.ok());
@@ -154,8 +154,7 @@ TEST(MetricsTest, ScrapesBeforeTheModelIsLoaded) {
   options.ready = false;
   ScriptedServer server(options);
   server.server().lifecycle().SetLoadProgress(1, 4);
-  auto endpoint = MetricsEndpoint::Create(
-      "127.0.0.1:0", std::make_shared<Metrics>(server.server().lifecycle(), server.server().stats()));
+  auto endpoint = MetricsEndpoint::Create("127.0.0.1:0", std::make_shared<Metrics>(server.server()));
   ASSERT_TRUE(endpoint.ok());
   std::map<std::string, double> samples;
   CheckExposition(Scrape((*endpoint)->port()), &samples);
@@ -165,7 +164,7 @@ TEST(MetricsTest, ScrapesBeforeTheModelIsLoaded) {
 
 TEST(MetricsTest, TakenPortIsAnErrorNotACrash) {
   ScriptedServer server;
-  auto metrics = std::make_shared<Metrics>(server.server().lifecycle(), server.server().stats());
+  auto metrics = std::make_shared<Metrics>(server.server());
   auto first = MetricsEndpoint::Create("127.0.0.1:0", metrics);
   ASSERT_TRUE(first.ok());
   const auto second = MetricsEndpoint::Create("127.0.0.1:" + std::to_string((*first)->port()), metrics);

@@ -46,6 +46,15 @@ TEST(StatusMappingTest, EveryCodeHasItsRow) {
   EXPECT_TRUE(ToGrpc(absl::OkStatus()).ok());
 }
 
+TEST(StatusMappingTest, RefusedAccessIsToldWhereItIsMeantForTheClient) {
+  const grpc::Status key = ToGrpc(WithReason(absl::UnauthenticatedError("which key?"), "API_KEY_MISSING"));
+  EXPECT_EQ(key.error_code(), grpc::StatusCode::UNAUTHENTICATED);
+  EXPECT_EQ(key.error_message(), "which key?");
+  const grpc::Status denied = ToGrpc(WithReason(absl::PermissionDeniedError("no"), "PRIORITY_NOT_ALLOWED"));
+  EXPECT_EQ(denied.error_code(), grpc::StatusCode::PERMISSION_DENIED);
+  EXPECT_EQ(DetailsOf(denied).reason, "PRIORITY_NOT_ALLOWED");
+}
+
 TEST(StatusMappingTest, MessagesWrittenForClientsAreShown) {
   const grpc::Status status = ToGrpc(WithReason(absl::UnavailableError("loading, 3 %"), "LOADING"));
   EXPECT_EQ(status.error_message(), "loading, 3 %");
