@@ -1,0 +1,251 @@
+"""Clients that mean no good, or have lost their way: each costs the server a bounded amount, and the others nothing."""
+import json
+import os
+import subprocess
+import threading
+import time
+import unittest
+
+import harness
+import http2
+from http2 import frame
+
+MIB = 1 << 20
+
+
+class AbuseTest(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.server = harness.Server("--handshake-timeout", "1", "--streams-per-connection", "64", "--keepalive-time", "1",
+                                    "--keepalive-timeout", "1").wait_ready()
+
+    @classmethod
+    def tearDownClass(cls):
+        try:
+            if cls.server.stop() != 0:
+                print(cls.server.log())
+                raise AssertionError("the server did not end well")
+        finally:
+            cls.server.__exit__()
+
+    def rss(self):
+        with open("/proc/%d/status" % self.server.process.pid) as file:
+            return int(next(line for line in file if line.startswith("VmRSS")).split()[1]) * 1024
+
+    def answer(self):
+        return json.loads(self.server.generate("--json").stdout)["ids"]
+
+    def setUp(self):
+        self.before = self.answer()
+        self.rss_before = self.rss()
+
+    def tearDown(self):
+        self.assertEqual(self.answer(), self.before, "others get what they got before")
+
+    def grown(self):
+        return self.rss() - self.rss_before
+
+    def expect_closed(self, connection, seconds):
+        start = time.monotonic()
+        for _ in connection.frames():
+            self.assertLess(time.monotonic() - start, seconds)
+
+    def test_a_connection_that_says_nothing_is_closed(self):
+        start = time.monotonic()
+        with http2.Connection(self.server.address, preface=False) as silent:
+            self.expect_closed(silent, 10)
+        self.assertGreater(time.monotonic() - start, 0.5, "it has the time that it was promised")
+
+    def test_a_preface_in_drops_is_no_excuse(self):
+        with http2.Connection(self.server.address, preface=False) as drip:
+            start = time.monotonic()
+            closed = False
+            for byte in http2.PREFACE + frame(http2.SETTINGS)[:5]:
+                try:
+                    drip.send(bytes([byte]))
+                    time.sleep(0.1)
+                except OSError:
+                    closed = True
+                    break
+            if not closed:
+                self.expect_closed(drip, 10)
+            self.assertLess(time.monotonic() - start, 10)
+
+    def test_other_protocols_are_closed(self):
+        for text in (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(512)):
+            with http2.Connection(self.server.address, preface=False) as other:
+                other.send(text)
+                self.expect_closed(other, 10)
+
+    def test_ping_flood_ends_the_connection(self):
+        with http2.Connection(self.server.address).settle() as flood:
+            try:
+                for i in range(200):
+                    flood.send(frame(http2.PING, payload=i.to_bytes(8, "big")))
+            except OSError:
+                pass
+            goaways = [payload for kind, _, _, payload in flood.frames() if kind == http2.GOAWAY]
+        self.assertTrue(goaways, "no GOAWAY")
+        self.assertEqual(int.from_bytes(goaways[-1][4:8], "big"), http2.ENHANCE_YOUR_CALM)
+        self.assertEqual(goaways[-1][8:], b"too_many_pings")
+
+    def test_a_silent_client_loses_its_calls(self):
+        with http2.Connection(self.server.address).settle() as gone:
+            # Opens a call, sends no message, and answers no ping.
+            gone.send(frame(http2.HEADERS, http2.END_HEADERS, 1, http2.request_headers("Generate")))
+            self.expect_closed(gone, 20)
+
+    def test_calls_beyond_the_connections_limit_are_refused(self):
+        with http2.Connection(self.server.address).settle() as greedy:
+            headers = http2.request_headers("Generate")
+            greedy.send(b"".join(frame(http2.HEADERS, http2.END_HEADERS, 1 + 2 * i, headers) for i in range(200)))
+            # A peer that does not heed its limit loses the connection.
+            self.expect_closed(greedy, 10)
+        self.assertLess(self.grown(), 16 * MIB)
+
+    def test_rapid_resets_do_not_hold_up_others(self):
+        headers = http2.request_headers()
+        reset = http2.CANCEL.to_bytes(4, "big")
+        stop = threading.Event()
+        sent, peak = [0], [0]
+
+        def attack():
+            while not stop.is_set():
+                try:
+                    with http2.Connection(self.server.address).settle() as flood:
+                        # Nobody reads what comes back but the kernel; a full buffer ends it soon enough.
+                        flood.socket.settimeout(2)
+                        for i in range(0, 50000):
+                            stream = 1 + 2 * i
+                            flood.send(frame(http2.HEADERS, http2.END_HEADERS, stream, headers) +
+                                       frame(http2.RST_STREAM, stream=stream, payload=reset))
+                            sent[0] += 1
+                            if stop.is_set():
+                                break
+                except (OSError, EOFError):
+                    pass
+        attackers = [threading.Thread(target=attack) for _ in range(2)]
+        for attacker in attackers:
+            attacker.start()
+        try:
+            end = time.monotonic() + 8
+            while time.monotonic() < end:
+                self.assertEqual(self.answer(), self.before)
+                peak[0] = max(peak[0], self.grown())
+        finally:
+            stop.set()
+            for attacker in attackers:
+                attacker.join()
+        print("%d streams were reset; memory grew by at most %.1f MiB" % (sent[0], peak[0] / MIB))
+        self.assertGreater(sent[0], 1000)
+        self.assertLess(peak[0], 400 * MIB)
+        harness.wait_for("memory", lambda: self.grown() < 100 * MIB)
+
+    def test_headers_without_end_are_not_collected(self):
+        with http2.Connection(self.server.address).settle() as endless:
+            part = http2.literal("x-filler", "y" * 8000) * 2
+            try:
+                endless.send(frame(http2.HEADERS, 0, 1, http2.request_headers()))
+                for _ in range(60000):  # 1 GB
+                    endless.send(frame(http2.CONTINUATION, 0, 1, part))
+                self.fail("all of it was taken")
+            except OSError:
+                pass  # cut off
+            print("memory grew by %.1f MiB" % (self.grown() / MIB))
+            self.assertLess(self.grown(), 400 * MIB)
+        self.assertGreaterEqual(self.server.metrics()["embergate_connections_cut_off_total"][0][1], 1)
+        harness.wait_for("memory", lambda: self.grown() < 100 * MIB)
+
+    def test_settings_flood_is_bounded(self):
+        with http2.Connection(self.server.address).settle() as flood:
+            flood.socket.settimeout(2)
+            try:
+                for _ in range(500):
+                    flood.send(frame(http2.SETTINGS) * 1000)  # and no acknowledgement is read
+            except OSError:
+                pass
+            print("memory grew by %.1f MiB" % (self.grown() / MIB))
+            self.assertLess(self.grown(), 24 * MIB)
+
+    def test_a_client_that_vanishes_frees_its_slot(self):
+        generate = subprocess.Popen([harness.BINARY, "generate", "--address", self.server.address, "--prompt", "Hello",
+                                     "--max-tokens", "140", "--ignore-eos"], stdout=subprocess.PIPE,
+                                    stderr=subprocess.DEVNULL)
+        generate.stdout.read(1)
+        generate.kill()
+        generate.wait()
+        generate.stdout.close()
+        harness.wait_for("the slot", lambda: self.server.metrics()["embergate_num_requests_running"][0][1] == 0)
+
+
+class ManyConnectionsTest(unittest.TestCase):
+    IDLE = 500
+
+    def test_idle_connections_are_cheap_and_in_nobodys_way(self):
+        with harness.Server("--queue", "64") as server:
+            alone = json.loads(server.generate("--json").stdout)["ids"]
+            pid = server.process.pid
+
+            def rss():
+                with open("/proc/%d/status" % pid) as file:
+                    return int(next(line for line in file if line.startswith("VmRSS")).split()[1]) * 1024
+            harness.run(harness.BINARY, "load", "--address", server.address, "--clients", "16",
+                        "--tokens", "20")
+            before = rss()
+            idle = [http2.Connection(server.address).settle() for _ in range(self.IDLE)]
+            # Each has been served once.
+            for connection in idle:
+                connection.send(frame(http2.HEADERS, http2.END_HEADERS, 1, http2.request_headers()) +
+                                frame(http2.DATA, http2.END_STREAM, 1, http2.message()))
+            for connection in idle:
+                while connection.read_frame()[2] != 1:
+                    pass
+            each = (rss() - before) / self.IDLE
+            print("%d idle connections: %.1f KiB each" % (self.IDLE, each / 1024))
+            self.assertLess(64 * each, 5 * MIB, "64 idle clients")
+            load = harness.run(harness.BINARY, "load", "--address", server.address, "--clients", "64",
+                               "--tokens", "20", "--verify", timeout=120)
+            print(load.stdout)
+            self.assertEqual(json.loads(server.generate("--json").stdout)["ids"], alone)
+            for connection in idle:
+                connection.close()
+
+
+    def test_more_connections_than_there_is_room_for_are_closed(self):
+        with harness.Server("--max-connections", "20") as server:
+            held = []
+            refused = 0
+            for _ in range(50):
+                connection = http2.Connection(server.address)
+                try:
+                    held.append(connection.settle())
+                except (EOFError, ConnectionError):
+                    refused += 1
+                    connection.close()
+            self.assertEqual(len(held), 20)
+            self.assertEqual(refused, 30)
+            metrics = server.metrics()
+            self.assertEqual(metrics["embergate_connections"][0][1], 20)
+            self.assertEqual(metrics["embergate_connections_refused_total"][0][1], 30)
+            for connection in held:
+                connection.close()
+            harness.wait_for("places", lambda: server.metrics()["embergate_connections"][0][1] == 0)
+            server.generate()
+
+    def test_running_out_of_descriptors_passes(self):
+        # gRPC alone would never listen again.
+        prlimit = harness.need("prlimit", package="util-linux")
+        with harness.Server("--max-connections", "4000", prefix=(prlimit, "--nofile=100:100")) as server:
+            held = []
+            for _ in range(150):
+                connection = http2.Connection(server.address, timeout=0.2)
+                held.append(connection)
+            pid = server.process.pid
+            harness.wait_for("the last descriptor", lambda: len(os.listdir("/proc/%d/fd" % pid)) >= 95)
+            for connection in held:
+                connection.close()
+            server.generate()
+
+
+if __name__ == "__main__":
+    harness.main()
