@@ -5,7 +5,12 @@
 #
 #   docker run -p 50051:50051 -p 9464:9464 --read-only --cap-drop ALL --security-opt no-new-privileges \
 #     --security-opt seccomp=deploy/seccomp/embergate.json --memory 3g --memory-swap 3g \
-#     -v "$PWD/models:/models:ro" -e EMBERGATE_MODEL=/models/gemma-4-e2b-it.gguf embergate
+#     -v "$PWD/models:/models:ro" -e EMBERGATE_MODEL=/models/gemma-4-e2b-it.gguf \
+#     -v "$PWD/api-keys:/api-keys:ro" -e EMBERGATE_API_KEYS=/api-keys embergate
+#
+# `docker run --rm embergate keygen NAME` makes a key and its line for the file api-keys. Without keys (or client
+# certificates) the server refuses to listen on the container's network, unless EMBERGATE_ALLOW_UNAUTHENTICATED=true says
+# that whoever reaches the port may use it.
 #
 # Without the seccomp profile Docker refuses io_uring, and rows are read with pread. The DRAM budget follows --memory.
 ARG DEBIAN=bookworm-slim
