@@ -58,7 +58,32 @@ if [ ! -e /usr/sbin/policy-rc.d ]; then
   printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" tee "$policy" >/dev/null
   "${as_root[@]}" chmod 755 "$policy"
 fi
-install() { "${as_root[@]}" apt-get install -y --no-install-recommends "${missing[@]}" >"$log" 2>&1; }
+# apt's status lines as one line that moves, or, where nobody looks, as a few; everything else goes to the log.
+progress() {
+  local line kind percent shown=
+  while IFS= read -r line; do
+    case "$line" in
+      dlstatus:*) kind=downloading ;;
+      pmstatus:*) kind=installing ;;
+      *)
+        printf '%s\n' "$line" >>"$log"
+        continue
+        ;;
+    esac
+    percent=${line#*:*:}
+    percent=${percent%%[.:]*}
+    if [ -t 1 ]; then
+      printf '\r  %-11s %3d %%' "$kind" "$percent"
+    elif [ "$shown" != "$kind" ]; then
+      shown=$kind
+      echo "  $kind"
+    fi
+  done
+  if [ -t 1 ]; then printf '\r\033[K'; fi
+}
+install() {
+  "${as_root[@]}" apt-get install -y --no-install-recommends -o APT::Status-Fd=1 "${missing[@]}" 2>&1 | progress
+}
 # The package lists may be absent (a fresh image) or stale (a package that has moved on): update, then install.
 if ! { "${as_root[@]}" apt-get update >"$log" 2>&1 && install; }; then
   tail -n 20 "$log" >&2
