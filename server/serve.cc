@@ -30,8 +30,8 @@ namespace {
 
 void LogModel(const ServedModel& model) {
   const engine::ModelInfo& info = model.info;
-  spdlog::info("model: {} ({}), {:.2f} billion parameters, {} layers, weights {}", info.name, info.architecture,
-               static_cast<double>(info.parameters) * 1e-9, info.layers, info.weight_types);
+  spdlog::info("model: {} ({}), {} parameters, {} layers, weights {}", info.name, info.architecture,
+               HumanCount(info.parameters), info.layers, info.weight_types);
   if (info.tensors_skipped > 0) {
     spdlog::info("stepped over: {} tensors, {}, that generating text has no use for (vision, audio, unused keys)",
                  info.tensors_skipped, HumanBytes(info.bytes_skipped));

@@ -15,9 +15,8 @@ namespace embergate::server {
 namespace {
 
 void PrintText(const v1::GetModelInfoResponse& info) {
-  std::printf("%s (%s), %.2f billion parameters, %d layers, vocabulary %d\n", info.name().c_str(),
-              info.architecture().c_str(), static_cast<double>(info.parameters()) * 1e-9, info.layers(),
-              info.vocab_size());
+  std::printf("%s (%s), %s parameters, %d layers, vocabulary %d\n", info.name().c_str(), info.architecture().c_str(),
+              HumanCount(info.parameters()).c_str(), info.layers(), info.vocab_size());
   std::printf("weights          %s\n", info.weight_types().c_str());
   std::printf("context          %d tokens (trained for %d)\n", info.limits().context_tokens(), info.context_trained());
   std::printf("requests         %d at once, %d waiting\n", info.limits().concurrent_requests(),
