@@ -1,7 +1,7 @@
 """The demo model in torch: a Gemma 4 text decoder with per-layer embeddings, in the shape of E2B and small.
 
 The same mathematics as engine/model/gemma4.cc (check_parity.py compares the logits), arranged so that two CPU cores
-train it in about an hour:
+train it in half an hour:
   - weights are held under the names of a released checkpoint, in one flat tensor;
   - the weight of a norm before a projection is multiplied into the projection, which is smaller than the activations;
   - norms, RoPE and the gated product have backward passes of their own, with fewer passes over memory;
@@ -26,7 +26,7 @@ class Config:
     full_every: int = 5
     heads: int = 4
     kv_heads: int = 1
-    head_dim: int = 16
+    head_dim: int = 32   # as all widths a multiple of the quantised types' blocks, attention cache included
     global_head_dim: int = 32
     ffn: int = 128       # twice that in the sharing layers
     ple: int = 64        # 0: no per-layer embeddings
@@ -34,7 +34,7 @@ class Config:
     softcap: float = 30.0
     eps: float = 1e-6
     rope_partial: float = 0.25
-    context: int = 1024
+    context: int = 4096
 
     def full(self, layer):
         return (layer + 1) % self.full_every == 0
