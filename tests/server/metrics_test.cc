@@ -127,7 +127,7 @@ TEST(MetricsTest, PageHasTheDocumentedSeries) {
 // Every family about flash and rows has its line in deploy/metrics.md, and every name there exists.
 TEST(MetricsTest, FlashMetricsAreDocumented) {
   ScriptedServer server;
-  const Metrics metrics(server.server().lifecycle(), server.server().stats());
+  const Metrics metrics(server.server());
   const std::string text = test::ReadFile(EMBERGATE_SOURCE_DIR "/deploy/metrics.md");
   std::set<std::string> documented;
   for (size_t begin = text.find("\n| `"); begin != std::string::npos; begin = text.find("\n| `", begin + 1)) {
