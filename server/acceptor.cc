@@ -41,6 +41,7 @@ constexpr int kCalmMs = 50;
 constexpr int kFloodMs = 10;
 constexpr int kFloodWaitMs = 2000;
 constexpr uint64_t kFloodBytes = 16 << 10;  // of one connection, between two looks
+constexpr uint64_t kCallBytes = 512;        // as many as a call under way may well send
 // What the kernel keeps of a connection that we do not keep up with.
 constexpr int kReceiveBytes = 256 << 10;
 
@@ -282,7 +283,7 @@ void Acceptor::Accept(int listener, const Handler& handler) {
       return;
     }
     ++accepted_;
-    connections_.push_back({fd, InodeOf(fd), 0, 0});
+    connections_.push_back({fd, InodeOf(fd), /*seen=*/false, 0, 0});
   }
   const int on = 1;
   setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));  // fails on Unix sockets, which have no delay
@@ -314,8 +315,10 @@ int Acceptor::Watch(WatchState* state) {
   uint64_t most = 0;
   for (Connection& connection : connections_) {
     const uint64_t received = BytesReceived(connection.fd);
-    connection.just_received = state->looked ? received - std::min(received, connection.received) : 0;
+    const bool known = state->looked && connection.seen;
+    connection.just_received = known ? received - std::min(received, connection.received) : 0;
     connection.received = received;
+    connection.seen = true;
     most = std::max(most, connection.just_received);
   }
   state->looked = true;
@@ -325,7 +328,8 @@ int Acceptor::Watch(WatchState* state) {
   state->trim = true;
   state->waits = kFloodWaitMs / kFloodMs;
   for (const Connection& connection : connections_) {
-    if (connection.just_received >= std::min(most, kFloodBytes)) {
+    // When the flood has been cut off and its memory is not free yet, others come and make their calls.
+    if (connection.just_received >= std::clamp(most, kCallBytes, kFloodBytes)) {
       shutdown(connection.fd, SHUT_RDWR);  // gRPC sees its end, and closes it
       if (cut_off_++ % 100 == 0) {
         spdlog::warn(

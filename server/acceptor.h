@@ -88,6 +88,7 @@ class Acceptor {
   struct Connection {
     int fd;
     ino_t inode;
+    bool seen;               // by a look at what they send; nobody is judged by the first
     uint64_t received;       // bytes, when last looked at
     uint64_t just_received;  // of these, since the look before
   };
