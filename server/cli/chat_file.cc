@@ -7,6 +7,7 @@
 #include "engine/text/chat.h"
 #include "engine/text/json_util.h"
 #include "nlohmann/json.hpp"
+#include "server/cli/tools_file.h"
 #include "storage/base/status_macros.h"
 
 namespace embergate::server {
@@ -53,23 +54,6 @@ absl::Status FillMessage(const engine::ChatMessage& from, const std::string& whe
   return absl::OkStatus();
 }
 
-absl::Status FillTool(const json& from, const std::string& where, v1::Tool& to) {
-  const json* const function = from.is_object() && from.contains("function") ? &from["function"] : nullptr;
-  if (function == nullptr || !function->is_object() || !function->contains("name") ||
-      !(*function)["name"].is_string()) {
-    return absl::InvalidArgumentError(absl::StrCat(where, " must have an object 'function' with a 'name'"));
-  }
-  to.set_name((*function)["name"].get<std::string>());
-  if (const auto description = function->find("description");
-      description != function->end() && description->is_string()) {
-    to.set_description(description->get<std::string>());
-  }
-  if (const auto parameters = function->find("parameters"); parameters != function->end() && !parameters->is_null()) {
-    to.set_parameters_json(Dump(*parameters));
-  }
-  return absl::OkStatus();
-}
-
 }  // namespace
 
 absl::StatusOr<v1::ChatInput> ChatInputFromJson(absl::string_view text) {
@@ -84,7 +68,7 @@ absl::StatusOr<v1::ChatInput> ChatInputFromJson(absl::string_view text) {
         FillMessage(request.messages[i], absl::StrCat("messages[", i, "]"), *chat.add_messages()));
   }
   for (size_t i = 0; i < request.tools.size(); ++i) {
-    EMBERGATE_RETURN_IF_ERROR(FillTool(request.tools[i], absl::StrCat("tools[", i, "]"), *chat.add_tools()));
+    EMBERGATE_RETURN_IF_ERROR(AddTool(request.tools[i], absl::StrCat("tools[", i, "]"), chat));
   }
   chat.set_enable_thinking(request.enable_thinking);
   chat.set_preserve_thinking(request.preserve_thinking);

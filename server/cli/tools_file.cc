@@ -10,6 +10,29 @@ namespace embergate::server {
 
 using nlohmann::json;
 
+absl::Status AddTool(const json& element, const std::string& where, v1::ChatInput& chat) {
+  const bool inner = element.is_object() && element.contains("function");
+  const json& function = inner ? element.at("function") : element;
+  if (!function.is_object() || !function.contains("name") || !function.at("name").is_string()) {
+    return absl::InvalidArgumentError(absl::StrCat(where, " has no name"));
+  }
+  v1::Tool& tool = *chat.add_tools();
+  tool.set_name(function.at("name").get<std::string>());
+  if (const auto description = function.find("description"); description != function.end() && !description->is_null()) {
+    if (!description->is_string()) {
+      return absl::InvalidArgumentError(absl::StrCat(where, ".description is no string"));
+    }
+    tool.set_description(description->get<std::string>());
+  }
+  if (const auto parameters = function.find("parameters"); parameters != function.end() && !parameters->is_null()) {
+    if (!parameters->is_object()) {
+      return absl::InvalidArgumentError(absl::StrCat(where, ".parameters is no object"));
+    }
+    tool.set_parameters_json(parameters->dump(-1, ' ', false, json::error_handler_t::replace));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status AddTools(absl::string_view text, v1::ChatInput& chat) {
   EMBERGATE_ASSIGN_OR_RETURN(const json parsed, engine::ParseBoundedJson(std::string(text)));
   const bool wrapped = parsed.is_object() && parsed.contains("tools");
@@ -18,26 +41,7 @@ absl::Status AddTools(absl::string_view text, v1::ChatInput& chat) {
     return absl::InvalidArgumentError("no list of tools: write [{\"name\": .., \"parameters\": {..}}, ..]");
   }
   for (size_t i = 0; i < list.size(); ++i) {
-    const std::string where = absl::StrCat("tools[", i, "]");
-    const bool inner = list[i].is_object() && list[i].contains("function");
-    const json& function = inner ? list[i].at("function") : list[i];
-    if (!function.is_object() || !function.contains("name") || !function.at("name").is_string()) {
-      return absl::InvalidArgumentError(absl::StrCat(where, " has no name"));
-    }
-    v1::Tool& tool = *chat.add_tools();
-    tool.set_name(function.at("name").get<std::string>());
-    if (function.contains("description")) {
-      if (!function.at("description").is_string()) {
-        return absl::InvalidArgumentError(absl::StrCat(where, ".description is no string"));
-      }
-      tool.set_description(function.at("description").get<std::string>());
-    }
-    if (function.contains("parameters")) {
-      if (!function.at("parameters").is_object()) {
-        return absl::InvalidArgumentError(absl::StrCat(where, ".parameters is no object"));
-      }
-      tool.set_parameters_json(function.at("parameters").dump(-1, ' ', false, json::error_handler_t::replace));
-    }
+    EMBERGATE_RETURN_IF_ERROR(AddTool(list[i], absl::StrCat("tools[", i, "]"), chat));
   }
   return absl::OkStatus();
 }
