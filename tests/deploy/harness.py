@@ -14,6 +14,8 @@ import urllib.request
 
 SOURCE = os.environ.get("EMBERGATE_SOURCE_DIR") or os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 BUILD = os.environ.get("EMBERGATE_BUILD_DIR") or os.path.join(SOURCE, "build")
+# What is linked in to find mistakes has an allocator of its own: memory is not what a release takes.
+SANITIZED = bool(os.environ.get("EMBERGATE_SANITIZE"))
 BINARY = os.environ.get("EMBERGATE_BINARY") or os.path.join(BUILD, "embergate")
 DEPLOY = os.path.join(SOURCE, "deploy")
 # Local addresses are asked directly, whatever proxy the machine has.
