@@ -146,7 +146,10 @@ void GenerateReactor::OnFinish(engine::FinishEvent event) {
     }
     operation = NextOperation();
   }
-  Run(operation);
+  // With a write under way, its end finishes the call and with it this object, perhaps by now.
+  if (operation != Operation::kNone) {
+    Run(operation);
+  }
 }
 
 void GenerateReactor::OnWriteDone(bool ok) {
