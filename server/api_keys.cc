@@ -16,7 +16,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
-#include "server/small_file.h"
+#include "server/bounded_file.h"
 #include "storage/base/status_macros.h"
 
 namespace embergate::server {
@@ -168,7 +168,7 @@ absl::StatusOr<std::vector<ApiClient>> ReadApiKeys(const std::string& path) {
     return absl::InvalidArgumentError(
         absl::StrCat(path, " can be written by everybody, who could add keys; chmod o-w"));
   }
-  EMBERGATE_ASSIGN_OR_RETURN(const std::string text, ReadSmallFile(path, kFileBytesMax));
+  EMBERGATE_ASSIGN_OR_RETURN(const std::string text, ReadBoundedFile(path, kFileBytesMax));
   absl::StatusOr<std::vector<ApiClient>> clients = ParseApiKeys(text);
   if (!clients.ok()) {
     return absl::InvalidArgumentError(absl::StrCat(path, ", ", clients.status().message()));

@@ -13,7 +13,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
-#include "server/small_file.h"
+#include "server/bounded_file.h"
 #include "storage/base/status_macros.h"
 
 namespace embergate::server {
@@ -141,8 +141,8 @@ class PortCredentials final : public grpc::ServerCredentials {
 
 absl::StatusOr<TlsMaterial> ReadTlsMaterial(const TlsFiles& files) {
   TlsMaterial material;
-  EMBERGATE_ASSIGN_OR_RETURN(material.certificate, ReadSmallFile(files.certificate, kPemBytesMax));
-  EMBERGATE_ASSIGN_OR_RETURN(material.key, ReadSmallFile(files.key, kPemBytesMax));
+  EMBERGATE_ASSIGN_OR_RETURN(material.certificate, ReadBoundedFile(files.certificate, kPemBytesMax));
+  EMBERGATE_ASSIGN_OR_RETURN(material.key, ReadBoundedFile(files.key, kPemBytesMax));
   EMBERGATE_ASSIGN_OR_RETURN(const std::vector<Certificate> chain,
                              ParseCertificates(files.certificate, material.certificate));
   EMBERGATE_ASSIGN_OR_RETURN(const Key key, ParseKey(files.key, material.key));
@@ -156,7 +156,7 @@ absl::StatusOr<TlsMaterial> ReadTlsMaterial(const TlsFiles& files) {
   }
   EMBERGATE_RETURN_IF_ERROR(TryOut(files, chain, key));
   if (!files.client_ca.empty()) {
-    EMBERGATE_ASSIGN_OR_RETURN(material.client_ca, ReadSmallFile(files.client_ca, kPemBytesMax));
+    EMBERGATE_ASSIGN_OR_RETURN(material.client_ca, ReadBoundedFile(files.client_ca, kPemBytesMax));
     EMBERGATE_RETURN_IF_ERROR(ParseCertificates(files.client_ca, material.client_ca).status());
   }
   return material;

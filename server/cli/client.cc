@@ -4,7 +4,6 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
-#include <fstream>
 #include <iostream>
 #include <random>
 #include <sstream>
@@ -19,9 +18,9 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
+#include "server/bounded_file.h"
 #include "server/cli/human.h"
 #include "server/server_stats.h"
-#include "server/small_file.h"
 #include "server/status_mapping.h"
 
 namespace embergate::server {
@@ -90,7 +89,7 @@ std::string ReadPem(const std::string& path) {
   if (path.empty()) {
     return "";
   }
-  absl::StatusOr<std::string> pem = ReadSmallFile(path, 1 << 20);
+  absl::StatusOr<std::string> pem = ReadBoundedFile(path, 1 << 20);
   if (!pem.ok()) {
     std::fprintf(stderr, "embergate: %s\n", std::string(pem.status().message()).c_str());
     throw CLI::RuntimeError(2);
@@ -241,23 +240,7 @@ absl::StatusOr<std::vector<int32_t>> ParseIds(const std::string& text) {
 
 absl::StatusOr<std::string> ReadText(const std::string& path) {
   constexpr size_t kBytesMax = 64u << 20;
-  std::ifstream file;
-  if (path != "-") {
-    file.open(path, std::ios::binary);
-    if (!file) {
-      return absl::NotFoundError(absl::StrCat("cannot open ", path));
-    }
-  }
-  std::istream& in = path == "-" ? std::cin : file;
-  std::string text;
-  char buffer[1 << 16];
-  while (in.read(buffer, sizeof(buffer)), in.gcount() > 0) {
-    text.append(buffer, static_cast<size_t>(in.gcount()));
-    if (text.size() > kBytesMax) {
-      return absl::InvalidArgumentError(absl::StrCat(path, " is larger than ", HumanBytes(kBytesMax)));
-    }
-  }
-  return text;
+  return path == "-" ? ReadBounded(std::cin, "standard input", kBytesMax) : ReadBoundedFile(path, kBytesMax);
 }
 
 std::string FinishReasonName(v1::FinishReason reason) {

@@ -1,7 +1,6 @@
 // embergate eval: perplexity of a model on a text, and its distance from another model.
 #include <algorithm>
 #include <cstdio>
-#include <fstream>
 #include <memory>
 #include <string>
 #include <thread>
@@ -9,6 +8,7 @@
 #include "engine/convert/evaluate.h"
 #include "engine/text/tokenizer.h"
 #include "nlohmann/json.hpp"
+#include "server/bounded_file.h"
 #include "server/cli/cli.h"
 #include "server/cli/divergence_report.h"
 #include "server/cli/progress.h"
@@ -30,23 +30,6 @@ struct State {
   bool json = false;
 };
 
-absl::StatusOr<std::string> ReadText(const std::string& path) {
-  std::ifstream file(path, std::ios::binary | std::ios::ate);
-  if (!file || file.tellg() < 0) {
-    return absl::NotFoundError("cannot read " + path);
-  }
-  if (static_cast<uint64_t>(file.tellg()) > kTextBytesMax) {
-    return absl::InvalidArgumentError(path + " is larger than 256 MiB; cut it");
-  }
-  std::string text(static_cast<size_t>(file.tellg()), '\0');
-  file.seekg(0);
-  file.read(text.data(), static_cast<std::streamsize>(text.size()));
-  if (!file) {
-    return absl::DataLossError("cannot read " + path);
-  }
-  return text;
-}
-
 absl::StatusOr<std::unique_ptr<engine::DecoderModel>> Load(const storage::GgufFile& file, int context,
                                                            engine::ThreadPool& pool) {
   ProgressBar bar("loading");
@@ -59,7 +42,7 @@ absl::StatusOr<std::unique_ptr<engine::DecoderModel>> Load(const storage::GgufFi
 }
 
 absl::Status Run(const State& state) {
-  EMBERGATE_ASSIGN_OR_RETURN(const std::string text, ReadText(state.text));
+  EMBERGATE_ASSIGN_OR_RETURN(const std::string text, ReadBoundedFile(state.text, kTextBytesMax));
   EMBERGATE_ASSIGN_OR_RETURN(const std::unique_ptr<storage::GgufFile> file, storage::GgufFile::Open(state.model));
   EMBERGATE_ASSIGN_OR_RETURN(engine::Vocabulary vocabulary, engine::VocabularyFromGguf(*file));
   EMBERGATE_ASSIGN_OR_RETURN(const std::unique_ptr<engine::Tokenizer> tokenizer,
