@@ -21,6 +21,9 @@ class SignalPoller {
   int Wait(int timeout_ms = -1);
   void Wake();
 
+  // Readable while one of the signals waits, for a caller that polls other things beside.
+  int fd() const { return signal_fd_; }
+
  private:
   sigset_t previous_;
   int signal_fd_;

@@ -65,7 +65,7 @@ class Conversation {
   explicit Conversation(const ChatFlags& flags)
       : flags_(flags),
         style_(MakeStyle()),
-        interrupter_(isatty(STDIN_FILENO) ? absl::StrCat(style_.prompt, "> ", style_.off) : ""),
+        interrupter_(isatty(STDIN_FILENO) ? absl::StrCat(style_.prompt, ">", style_.off, " ") : ""),
         editor_(flags.no_history ? "" : StateFile("chat_history")),
         stub_(v1::Inference::NewStub(Connect(flags.client))) {}
 
@@ -89,7 +89,7 @@ class Conversation {
       Note(absl::StrCat(info.name(), ". /help lists the commands.",
                         questions() > 0 ? absl::StrCat(" Going on after ", questions(), " questions.") : ""));
     }
-    while (std::optional<std::string> input = ReadMessage(editor_, Prompt("> "), Prompt(". "))) {
+    while (std::optional<std::string> input = ReadMessage(editor_, Prompt(">"), Prompt("."))) {
       const std::string text(absl::StripAsciiWhitespace(*input));
       if (text.empty()) {
         continue;
@@ -138,12 +138,13 @@ class Conversation {
     return absl::OkStatus();
   }
 
-  // Parts that are no characters on the screen are marked for the editor.
+  // With a space behind it. Parts that are no characters on the screen are marked for the editor, which shows them
+  // together with the character that follows: none may be the last.
   std::string Prompt(const std::string& text) const {
     const auto escape = [](const char* sequence) {
       return *sequence == '\0' ? "" : absl::StrCat("\001", sequence, "\001");
     };
-    return absl::StrCat(escape(style_.prompt), text, escape(style_.off));
+    return absl::StrCat(escape(style_.prompt), text, escape(style_.off), " ");
   }
 
   void Note(const std::string& text) const {
@@ -338,7 +339,7 @@ class Conversation {
   bool AddResults() {
     const v1::ChatMessage caller = *chat_.messages().rbegin();
     for (const v1::ToolCall& call : caller.tool_calls()) {
-      const std::optional<std::string> line = editor_.ReadLine(Prompt(absl::StrCat(call.name(), " = ")));
+      const std::optional<std::string> line = editor_.ReadLine(Prompt(absl::StrCat(call.name(), " =")));
       const std::string text(absl::StripAsciiWhitespace(line.value_or("")));
       if (text.empty()) {
         DropLast(/*keep_question=*/false);

@@ -1,12 +1,19 @@
 #include "server/cli/interrupter.h"
 
+#include <unistd.h>
+
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
 
 namespace embergate::server {
 
-Interrupter::Interrupter(const std::string& prompt) : poller_({SIGINT}), prompt_(prompt), thread_([this] { Loop(); }) {}
+Interrupter::Interrupter(const std::string& prompt) : poller_({SIGINT}), prompt_(prompt) {
+  if (termios found{}; tcgetattr(STDIN_FILENO, &found) == 0) {
+    terminal_ = found;
+  }
+  thread_ = std::thread([this] { Loop(); });
+}
 
 Interrupter::~Interrupter() {
   stop_ = true;
@@ -42,6 +49,9 @@ void Interrupter::Loop() {
     } else {
       std::printf("\n");
       std::fflush(stdout);
+      if (terminal_.has_value()) {
+        tcsetattr(STDIN_FILENO, TCSANOW, &*terminal_);
+      }
       std::_Exit(130);  // the main thread sits in a read that nothing else ends
     }
   }

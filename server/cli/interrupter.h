@@ -1,12 +1,14 @@
 // Ctrl-C in a program that talks with people: stops the answer under way; at the prompt, the second one in a row
-// leaves.
+// leaves, and the terminal is as it was found.
 #ifndef EMBERGATE_SERVER_CLI_INTERRUPTER_H_
 #define EMBERGATE_SERVER_CLI_INTERRUPTER_H_
 
 #include <grpcpp/grpcpp.h>
+#include <termios.h>
 
 #include <atomic>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 
@@ -33,6 +35,7 @@ class Interrupter {
 
   SignalPoller poller_;
   const std::string prompt_;
+  std::optional<termios> terminal_;  // as it was found, before a line editor changed it
   std::mutex mutex_;
   grpc::ClientContext* context_ = nullptr;
   bool interrupted_ = false;

@@ -64,12 +64,6 @@ LineEditor::LineEditor(const std::string& history_path) : impl_(std::make_unique
 
 LineEditor::~LineEditor() {
   if (impl_->history != nullptr) {
-    HistEvent event;
-    if (!impl_->history_path.empty()) {
-      const mode_t mask = umask(077);
-      history(impl_->history, &event, H_SAVE, impl_->history_path.c_str());
-      umask(mask);
-    }
     history_end(impl_->history);
   }
   if (impl_->editor != nullptr) {
@@ -101,6 +95,12 @@ void LineEditor::Remember(const std::string& text) {
   if (impl_->history != nullptr && !text.empty()) {
     HistEvent event;
     history(impl_->history, &event, H_ENTER, text.c_str());
+    // At once, for a closed terminal or a second Ctrl-C leaves no time for it later.
+    if (!impl_->history_path.empty()) {
+      const mode_t mask = umask(077);
+      history(impl_->history, &event, H_SAVE, impl_->history_path.c_str());
+      umask(mask);
+    }
   }
 }
 

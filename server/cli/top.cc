@@ -1,10 +1,13 @@
 // embergate top: a server at a glance, in the terminal, as it is now.
+#include <poll.h>
 #include <sys/ioctl.h>
+#include <termios.h>
 #include <unistd.h>
 
 #include <csignal>
 #include <cstdio>
 #include <deque>
+#include <limits>
 #include <memory>
 #include <string>
 #include <utility>
@@ -31,16 +34,67 @@ struct TopFlags {
   bool once = false;
 };
 
-int TerminalWidth() {
+struct Size {
+  int width = kWidth;
+  int height = std::numeric_limits<int>::max();
+};
+
+Size TerminalSize() {
   winsize size{};
-  return ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 20 ? size.ws_col : kWidth;
+  if (ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) != 0 || size.ws_col <= 20 || size.ws_row == 0) {
+    return Size();
+  }
+  return Size{size.ws_col, size.ws_row};
+}
+
+// Keys of the terminal, one by one and not shown, as long as this lives; nothing where standard input is no terminal.
+class Keys {
+ public:
+  Keys() {
+    if (tcgetattr(STDIN_FILENO, &before_) != 0) {
+      return;
+    }
+    termios keys = before_;
+    keys.c_lflag &= ~static_cast<tcflag_t>(ICANON | ECHO);
+    keys.c_cc[VMIN] = 1;
+    keys.c_cc[VTIME] = 0;
+    if (tcsetattr(STDIN_FILENO, TCSANOW, &keys) == 0) {
+      fd_ = STDIN_FILENO;
+    }
+  }
+  ~Keys() {
+    if (fd_ >= 0) {
+      tcsetattr(STDIN_FILENO, TCSANOW, &before_);
+    }
+  }
+  Keys(const Keys&) = delete;
+  Keys& operator=(const Keys&) = delete;
+
+  int fd() const { return fd_; }  // -1: none
+
+ private:
+  termios before_{};
+  int fd_ = -1;
+};
+
+// Until the next look, which any key brings at once; false to leave.
+bool WaitForNext(SignalPoller& signals, const Keys& keys, int wait_ms) {
+  pollfd fds[2] = {{signals.fd(), POLLIN, 0}, {keys.fd(), POLLIN, 0}};
+  if (poll(fds, 2, wait_ms) <= 0) {
+    return true;
+  }
+  if (fds[0].revents != 0) {
+    return signals.Wait(0) == 0;  // takes it, or it would end the program when it is no longer held back
+  }
+  char key = 0;
+  return read(keys.fd(), &key, 1) == 1 && key != 'q' && key != 'Q';
 }
 
 // Redraws from the top, line by line, so that nothing flickers.
 void Draw(const std::vector<std::string>& lines) {
   std::string out = "\033[H";
-  for (const std::string& line : lines) {
-    absl::StrAppend(&out, line, "\033[K\n");
+  for (size_t i = 0; i < lines.size(); ++i) {
+    absl::StrAppend(&out, i == 0 ? "" : "\n", lines[i], "\033[K");
   }
   out += "\033[J";
   std::fwrite(out.data(), 1, out.size(), stdout);
@@ -60,9 +114,11 @@ int Run(const TopFlags& flags) {
   absl::Time before_time = absl::Now();
   std::deque<double> generated;
   std::unique_ptr<SignalPoller> signals;
+  std::unique_ptr<Keys> keys;
   if (live) {
     // The default actions would leave the terminal as it is now.
     signals = std::make_unique<SignalPoller>(std::initializer_list<int>{SIGINT, SIGTERM, SIGHUP});
+    keys = std::make_unique<Keys>();
     std::fputs("\033[?1049h\033[?25l", stdout);  // a screen of its own, no cursor
   }
   const int wait_ms = static_cast<int>(flags.interval * 1000);
@@ -70,7 +126,7 @@ int Run(const TopFlags& flags) {
   do {
     if (!live) {
       absl::SleepFor(absl::Milliseconds(wait_ms));
-    } else if (signals->Wait(wait_ms) != 0) {
+    } else if (!WaitForNext(*signals, *keys, wait_ms)) {
       break;
     }
     text = FetchMetrics(flags.metrics, limit);
@@ -90,7 +146,8 @@ int Run(const TopFlags& flags) {
       generated.pop_front();
     }
     frame.generated = generated;
-    const std::vector<std::string> lines = TopLines(frame, TerminalWidth());
+    const Size size = live ? TerminalSize() : Size();
+    const std::vector<std::string> lines = TopLines(frame, size.width, size.height);
     if (live) {
       Draw(lines);
     } else {
@@ -127,7 +184,7 @@ void AddTop(CLI::App& app) {
       ->capture_default_str();
   top->add_flag("--once", flags->once, "Print one look, over one interval, and end");
   top->footer(
-      "Rates and latencies are those of the last interval. Ctrl-C leaves. Into a pipe: one look after another.");
+      "Rates and latencies are those of the last interval. q or Ctrl-C leaves. Into a pipe: one look after another.");
   top->callback([flags] {
     if (const int code = Run(*flags); code != 0) {
       throw CLI::RuntimeError(code);

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -62,17 +64,38 @@ std::string Quantiles(const TopFrame& frame, const std::string& histogram) {
                       Latency(QuantileBetween(*frame.before, *frame.now, histogram, 0.95)), " p95");
 }
 
-void AddMemory(const TopFrame& frame, int bar, std::vector<std::string>& lines) {
+using Parts = std::vector<std::pair<std::string, double>>;
+
+// What is not nothing; the smallest together if there are more than `most`.
+Parts PartsOfDram(const MetricsPage& page, size_t most) {
+  Parts parts = page.By("embergate_dram_bytes", "part");
+  std::erase_if(parts, [](const auto& part) { return part.second <= 0; });
+  if (parts.size() <= most) {
+    return parts;
+  }
+  std::pair<std::string, double> rest = {"", 0};
+  size_t merged = 0;
+  while (!parts.empty() && parts.size() + 1 > most) {
+    const auto smallest =
+        std::min_element(parts.begin(), parts.end(), [](const auto& a, const auto& b) { return a.second < b.second; });
+    rest.second += smallest->second;
+    parts.erase(smallest);
+    ++merged;
+  }
+  rest.first = absl::StrCat(merged, " smaller parts");
+  parts.push_back(rest);
+  return parts;
+}
+
+void AddMemory(const TopFrame& frame, int bar, size_t most_parts, std::vector<std::string>& lines) {
   const double total = frame.now->Sum("embergate_dram_bytes");
   const double budget = frame.now->Value("embergate_dram_budget_bytes");
   const double resident = frame.now->Value("process_resident_memory_bytes");
   lines.push_back(Named(
       "DRAM", budget > 0 ? absl::StrCat(Bytes(total), " of a budget of ", Bytes(budget), "  ", Bar(total / budget, bar))
                          : absl::StrCat(Bytes(total), ", no budget set")));
-  for (const auto& [part, bytes] : frame.now->By("embergate_dram_bytes", "part")) {
-    if (bytes > 0) {
-      lines.push_back(absl::StrFormat("  %-24s %10s  %s", part, Bytes(bytes), Bar(total > 0 ? bytes / total : 0, bar)));
-    }
+  for (const auto& [part, bytes] : PartsOfDram(*frame.now, most_parts)) {
+    lines.push_back(absl::StrFormat("  %-24s %10s  %s", part, Bytes(bytes), Bar(total > 0 ? bytes / total : 0, bar)));
   }
   lines.push_back(absl::StrFormat("  %-24s %10s", "resident, as Linux sees it", Bytes(resident)));
 }
@@ -122,7 +145,7 @@ double GenerationRate(const MetricsPage& before, const MetricsPage& now, double 
   return seconds > 0 ? std::max(0.0, count) / seconds : 0;
 }
 
-std::vector<std::string> TopLines(const TopFrame& frame, int width) {
+std::vector<std::string> TopLines(const TopFrame& frame, int width, int height) {
   const MetricsPage& now = *frame.now;
   const int bar = std::clamp(width - 62, 8, 40);
   std::vector<std::string> lines;
@@ -147,8 +170,11 @@ std::vector<std::string> TopLines(const TopFrame& frame, int width) {
     lines.push_back(Named("", Spark(frame.generated, static_cast<size_t>(std::max(10, width - kNameWidth - 2)))));
     lines.push_back(Named("first token", Quantiles(frame, "embergate_time_to_first_token_seconds")));
     lines.push_back(Named("next token", Quantiles(frame, "embergate_inter_token_latency_seconds")));
-    AddMemory(frame, bar, lines);
-    AddFlash(frame, bar, lines);
+    std::vector<std::string> flash;
+    AddFlash(frame, bar, flash);
+    const size_t others = lines.size() + flash.size() + 3;  // the two other lines of DRAM, and the processor's
+    AddMemory(frame, bar, static_cast<size_t>(std::max<int>(1, height - static_cast<int>(others))), lines);
+    lines.insert(lines.end(), flash.begin(), flash.end());
   }
   lines.push_back(Named("processor", absl::StrFormat("%.2f CPUs", Rate(frame, "process_cpu_seconds_total"))));
   for (std::string& line : lines) {

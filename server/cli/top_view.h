@@ -18,9 +18,10 @@ struct TopFrame {
   std::deque<double> generated;  // tokens a second of the frames so far, the newest last
 };
 
-// Lines of at most `width` columns. Rates are between the two pages; a server that was started anew in between, whose
-// counters are smaller, shows zeros.
-std::vector<std::string> TopLines(const TopFrame& frame, int width);
+// At most `height` lines of at most `width` columns; where the parts of DRAM are too many for that, the smallest ones
+// are shown as one (and nothing else is left out: a screen of fewer than 15 lines is too small). Rates are between the
+// two pages; a server that was started anew in between, whose counters are smaller, shows zeros.
+std::vector<std::string> TopLines(const TopFrame& frame, int width, int height);
 
 // Tokens generated a second.
 double GenerationRate(const MetricsPage& before, const MetricsPage& now, double seconds);

@@ -1,4 +1,8 @@
 // The live view: what a page of metrics says, and what is shown of two.
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "server/cli/metrics_page.h"
@@ -42,7 +46,7 @@ std::string After() {
   return text;
 }
 
-std::string Shown(const MetricsPage& before, const MetricsPage& now, int width) {
+std::string Shown(const MetricsPage& before, const MetricsPage& now, int width, int height = 100) {
   TopFrame frame;
   frame.address = "board:9464";
   frame.seconds = 2;
@@ -50,7 +54,9 @@ std::string Shown(const MetricsPage& before, const MetricsPage& now, int width) 
   frame.now = &now;
   frame.generated = {0, 10, 25};
   std::string text;
-  for (const std::string& line : TopLines(frame, width)) {
+  const std::vector<std::string> lines = TopLines(frame, width, height);
+  EXPECT_LE(lines.size(), static_cast<size_t>(height));
+  for (const std::string& line : lines) {
     EXPECT_LE(Columns(line), static_cast<size_t>(width)) << line;
     text += line + "\n";
   }
@@ -114,6 +120,20 @@ TEST(TopViewTest, FitsNarrowTerminalsAndShowsLoading) {
   Shown(MetricsPage::Parse(kBefore), MetricsPage::Parse(After()), 40);
   const MetricsPage loading = MetricsPage::Parse("embergate_ready 0\nembergate_load_progress_ratio 0.5\n");
   EXPECT_THAT(Shown(loading, loading, 80), HasSubstr("loading"));
+}
+
+TEST(TopViewTest, FitsLowTerminalsWithTheLargestPartsOfDram) {
+  std::string page = kBefore;
+  for (int i = 1; i <= 12; ++i) {
+    absl::StrAppend(&page, "embergate_dram_bytes{part=\"part ", i, "\"} ", i * 1024, "\n");
+  }
+  const MetricsPage now = MetricsPage::Parse(page);
+  EXPECT_THAT(Shown(now, now, 80, 100), HasSubstr("  part 1 "));
+  const std::string text = Shown(now, now, 80, 20);
+  EXPECT_THAT(text, HasSubstr("  weights "));
+  EXPECT_THAT(text, HasSubstr("  part 12 "));
+  EXPECT_THAT(text, HasSubstr("  8 smaller parts            36.0 KiB"));
+  EXPECT_THAT(text, HasSubstr("\nprocessor"));
 }
 
 TEST(FetchMetricsTest, SaysWhyThereIsNone) {
