@@ -1,5 +1,7 @@
 """Each RPC as a client in Python sees it, with stubs made from the .proto files, against the real server."""
+import json
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -9,7 +11,7 @@ import stubs
 
 stubs.need_grpc()
 import grpc  # noqa: E402
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory  # noqa: E402
+from google.protobuf import descriptor_pb2, descriptor_pool, json_format, message_factory  # noqa: E402
 
 harness = stubs.harness
 FOLDER = harness.Folder(prefix="embergate-stubs-")
@@ -208,7 +210,8 @@ class PythonClientTest(unittest.TestCase):
             finally:
                 stop.join()
 
-    def test_reflection_is_enough_for_a_client(self):
+    def test_readmes_grpcurl_needs_no_files(self):
+        """What the command sends, by what the server says of itself; and the command, where grpcurl is installed."""
         reflection = reflection_pb2_grpc.ServerReflectionStub(self.channel)
 
         def ask(**request):
@@ -231,15 +234,21 @@ class PythonClientTest(unittest.TestCase):
         for name in list(files):
             add(name)
         # A call with nothing but what the server said of itself.
-        method = pool.FindServiceByName("embergate.v1.Inference").FindMethodByName("Tokenize")
+        [line] = [line for block in stubs.readme_blocks("sh") for line in block.splitlines() if line.startswith("grpcurl ")]
+        program, *options, address, name = shlex.split(line)
+        self.assertEqual((options[:2], address), (["-plaintext", "-d"], "127.0.0.1:50051"))
+        service, method = name.split("/")
+        method = pool.FindServiceByName(service).FindMethodByName(method)
         factory = message_factory.MessageFactory(pool)
-        request = factory.GetPrototype(method.input_type)(text={"text": "Hello there"})
-        call = self.channel.unary_unary("/embergate.v1.Inference/Tokenize",
-                                        request_serializer=type(request).SerializeToString,
+        request = json_format.Parse(options[2], factory.GetPrototype(method.input_type)())
+        call = self.channel.unary_unary("/" + name, request_serializer=type(request).SerializeToString,
                                         response_deserializer=factory.GetPrototype(method.output_type).FromString)
-        expected = self.stub.Tokenize(tokenize_pb2.TokenizeRequest(text=input_pb2.TextInput(text="Hello there")),
-                                      timeout=TIMEOUT)
-        self.assertEqual(list(call(request, timeout=TIMEOUT).ids), list(expected.ids))
+        answer = call(request, timeout=TIMEOUT)
+        self.assertTrue(answer.answers[0].text)
+        self.assertGreater(answer.usage.output_tokens, 0)
+        if harness.find(program):
+            result = harness.run(harness.find(program), *options, self.server.address, name)
+            self.assertTrue(json.loads(result.stdout)["answers"][0]["text"])
 
 
 if __name__ == "__main__":
