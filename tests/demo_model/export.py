@@ -1,4 +1,4 @@
-"""Writes a trained checkpoint as a Hugging Face folder, for `embergate convert`.
+"""Writes a trained checkpoint as a Hugging Face folder, for `embergate convert`; weights as BF16, as released ones are.
 
   python3 export.py --run FOLDER [--checkpoint last.pt] --out FOLDER
 """
@@ -15,14 +15,15 @@ import safetensors_file
 
 
 def load(path):
+    """The model that is exported: what was trained, rounded to what BF16 holds."""
     content = torch.load(path)
-    return models.Model(models.Config(**content["config"]), content["flat"]), content
+    return models.Model(models.Config(**content["config"]), content["flat"].bfloat16().float()), content
 
 
 def configuration(c):
     types = ["full_attention" if c.full(i) else "sliding_attention" for i in range(c.layers)]
     return {
-        "architectures": ["Gemma4ForCausalLM"], "model_type": "gemma4_text", "dtype": "float32",
+        "architectures": ["Gemma4ForCausalLM"], "model_type": "gemma4_text", "dtype": "bfloat16",
         "vocab_size": c.vocab, "vocab_size_per_layer_input": c.vocab, "hidden_size": c.hidden,
         "hidden_size_per_layer_input": c.ple, "intermediate_size": c.ffn, "use_double_wide_mlp": True,
         "num_hidden_layers": c.layers, "num_kv_shared_layers": c.layers - c.own_layers, "layer_types": types,
@@ -40,7 +41,7 @@ def configuration(c):
 
 def export(model, tokenizer_path, out):
     os.makedirs(out, exist_ok=True)
-    tensors = {"model." + name: view.detach().numpy() for name, view in model.w.items()}
+    tensors = {"model." + name: safetensors_file.bfloat16(view.detach().numpy()) for name, view in model.w.items()}
     safetensors_file.write(os.path.join(out, "model.safetensors"), tensors)
     shutil.copy(tokenizer_path, os.path.join(out, "tokenizer.json"))
     files = {

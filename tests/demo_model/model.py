@@ -1,7 +1,7 @@
 """The demo model in torch: a Gemma 4 text decoder with per-layer embeddings, in the shape of E2B and small.
 
-The same mathematics as engine/model/gemma4.cc (check_parity.py compares the logits), arranged so that two CPU cores
-train it in half an hour:
+The same mathematics as engine/model/gemma4.cc (check_parity.py compares the logits), arranged so that one CPU core
+trains it in twenty minutes:
   - weights are held under the names of a released checkpoint, in one flat tensor;
   - the weight of a norm before a projection is multiplied into the projection, which is smaller than the activations;
   - norms, RoPE and the gated product have backward passes of their own, with fewer passes over memory;
@@ -20,16 +20,16 @@ F = torch.nn.functional
 @dataclasses.dataclass
 class Config:
     vocab: int = 2048
-    hidden: int = 96
+    hidden: int = 128
     layers: int = 10
     own_layers: int = 5  # those below make their own keys and values
     full_every: int = 5
     heads: int = 4
     kv_heads: int = 1
-    head_dim: int = 32   # as all widths a multiple of the quantised types' blocks, attention cache included
-    global_head_dim: int = 32
-    ffn: int = 128       # twice that in the sharing layers
-    ple: int = 64        # 0: no per-layer embeddings
+    head_dim: int = 32   # of the layers with a window; as all widths a multiple of the quantised types' blocks
+    global_head_dim: int = 64
+    ffn: int = 256       # twice that in the sharing layers
+    ple: int = 128       # 0: no per-layer embeddings
     window: int = 64
     softcap: float = 30.0
     eps: float = 1e-6

@@ -5,10 +5,17 @@ import struct
 
 import numpy
 
-TYPES = {"F32": numpy.float32, "I32": numpy.int32, "I64": numpy.int64}
+TYPES = {"F32": numpy.float32, "BF16": numpy.uint16, "I32": numpy.int32, "I64": numpy.int64}
+
+
+def bfloat16(array):
+    """float32 -> the upper halves of the nearest values that BF16 has, as uint16; a tie goes to the even one."""
+    bits = numpy.ascontiguousarray(array, dtype=numpy.float32).view(numpy.uint32)
+    return ((bits + (0x7FFF + (bits >> 16 & 1))) >> 16).astype(numpy.uint16)
 
 
 def write(path, tensors):
+    """Arrays of uint16 are written as BF16."""
     header, data, at = {}, [], 0
     for name, array in tensors.items():
         array = numpy.ascontiguousarray(array)

@@ -2,7 +2,7 @@
 
   python3 train.py --out FOLDER [--steps N] [--workers 2] [--no-ple]
 
-Each worker process computes the gradients of its own conversations; matrices are trained with Muon (momentum whose
+A step takes the gradients of two microbatches of conversations, which the worker processes share out; matrices are trained with Muon (momentum whose
 update is orthogonalised by Newton-Schulz iterations, five of them), all else with Adam. The learning rate is constant
 and falls to zero over the last part of the steps. --steps may differ when going on.
 """
@@ -35,16 +35,18 @@ import model as models
 import tokenizer as tokenizers
 import world
 
-MICROBATCH_TOKENS = 2048
+MICROBATCH_TOKENS = 1024
+MICROBATCHES = 2  # in a step, whatever the number of workers
+SAVE_EVERY = 25  # steps
 POOL = 192  # conversations that are sorted by length before they are cut into microbatches
 
 
 class Batches:
-    """Microbatches of one worker, in an order that depends on the seed alone."""
+    """A row of microbatches, whose order depends on the seed and the number of the row alone."""
 
-    def __init__(self, tokenizer, worker, seed, skip):
+    def __init__(self, tokenizer, number, seed, skip):
         self.tokenizer = tokenizer
-        self.name = "train %d %d" % (seed, worker)
+        self.name = "train %d %d" % (seed, number)
         self.pool = 0
         self.ready = []
         self.taken = 0
@@ -193,21 +195,23 @@ def work(worker, args, config, shared, barrier):
     model = models.Model(config, shared["flat"])
     optimiser = Optimiser(model, shared)
     step = int(shared["step"])
-    batches = Batches(tokenizer, worker, args.seed, step)
+    rows = [Batches(tokenizer, i, args.seed, step) for i in range(worker, MICROBATCHES, args.workers)]
     held_out = held_out_examples(tokenizer, 200, "validation")[worker::args.workers]
     began, first_step = time.time(), step
     log = open(os.path.join(args.out, "log.txt"), "a", buffering=1) if worker == 0 else None
     best = float(shared["best"])
     while step < args.steps:
-        loss, count = loss_of(model, batches.next())
-        loss.backward()
+        shared["losses"][worker] = 0
+        for batches in rows:
+            loss, count = loss_of(model, batches.next())
+            loss.backward()
+            shared["losses"][worker] += torch.tensor([float(loss), count])
         at = 0
         grad = shared["grads"][worker]
         for name, w in model.w.items():
             grad[at:at + w.numel()] = w.grad.view(-1)
             w.grad = None
             at += w.numel()
-        shared["losses"][worker, 0], shared["losses"][worker, 1] = float(loss), count
         barrier.wait()
         # Each worker adds up and scales its own part of the gradient, then updates its own part of the weights.
         total = float(shared["losses"][:, 1].sum())
@@ -224,31 +228,30 @@ def work(worker, args, config, shared, barrier):
             barrier.wait()
             if worker == 0:
                 share = float(shared["shares"].mean())
-                line = "step %d of %d, %.1f minutes, loss %.4f, held out %.4f; %s" % (
-                    step, args.steps, (time.time() - began) / 60, mean, share,
+                line = "step %d of %d, %.1f minutes (%.1f on the CPU), loss %.4f, held out %.4f; %s" % (
+                    step, args.steps, (time.time() - began) / 60, time.process_time() / 60, mean, share,
                     ", ".join("%s %.2f" % item for item in by.items()))
                 print(line, flush=True)
                 log.write(line + "\n")
-                content = {"step": step, "config": vars(config), "best": max(best, share),
-                           **{key: shared[key] for key in ("flat", "first", "second")}}
-                save(os.path.join(args.out, "last.pt"), content)
                 if share >= best:
                     best = share
                     save(os.path.join(args.out, "best.pt"), {"flat": shared["flat"], "config": vars(config),
                                                              "step": step, "share": share})
             barrier.wait()
-        elif worker == 0 and step % 20 == 0:
+        if worker == 0 and (step % SAVE_EVERY == 0 or step == args.steps):
             print("step %d, %.2f s each, loss %.4f" % (step, (time.time() - began) / (step - first_step), mean),
                   flush=True)
+            save(os.path.join(args.out, "last.pt"), {"step": step, "config": vars(config), "best": best,
+                                                     **{key: shared[key] for key in ("flat", "first", "second")}})
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True)
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=1400)
     parser.add_argument("--decay", type=float, default=0.35, help="part of the steps over which the rate falls")
-    parser.add_argument("--every", type=int, default=250, help="steps between checkpoints")
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--every", type=int, default=125, help="steps between two looks at held-out questions")
+    parser.add_argument("--workers", type=int, choices=(1, 2), default=2)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--no-ple", action="store_true", help="the same model without per-layer embeddings")
     args = parser.parse_args()
