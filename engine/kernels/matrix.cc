@@ -1,5 +1,6 @@
 // Weights: memory, and the repacking of rows from the file's blocks into panels (packed_format.h).
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
@@ -20,7 +21,6 @@ namespace {
 using storage::TensorType;
 
 constexpr int64_t kPanelsTogether = 4;  // that a thread packs at a time
-constexpr size_t kPageBytes = 4096;
 constexpr size_t kHugePageBytes = size_t{2} << 20;
 
 // Where chunk `c` of a plane of `bits` lies: see packed_format.h.
@@ -154,7 +154,8 @@ struct Mapping {
 Mapping MapPages(size_t bytes) {
   // One huge page more than needed is mapped, then the ends are given back.
   const bool huge = bytes >= kHugePageBytes;
-  const size_t rounded = (bytes + kPageBytes - 1) / kPageBytes * kPageBytes;
+  const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));  // 4, 16 or 64 KiB
+  const size_t rounded = (bytes + page - 1) / page * page;
   const size_t mapped = huge ? rounded + kHugePageBytes : rounded;
   void* p = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (p == MAP_FAILED) {
@@ -165,8 +166,8 @@ Mapping MapPages(size_t bytes) {
     const size_t address = reinterpret_cast<size_t>(p);
     const size_t head = (kHugePageBytes - address % kHugePageBytes) % kHugePageBytes;
     const size_t tail = mapped - head - rounded;
-    // Both ends are whole pages on every kernel whose page is at most 64 KiB, if `rounded` is; if the kernel refuses,
-    // the mapping stays larger, which costs address space only.
+    // Both ends are whole pages. If the kernel refuses all the same, the mapping stays larger, which costs address
+    // space and, where its last huge page is then whole, up to 2 MiB.
     if (tail > 0 && munmap(result.data + head + rounded, tail) == 0) {
       result.bytes -= tail;
     }
