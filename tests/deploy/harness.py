@@ -77,6 +77,13 @@ def run(*args, check=True, timeout=60, **more):
     return result
 
 
+def command_of(pid):
+    """The words of a running command; where it is emulated, without the emulator."""
+    with open("/proc/%s/cmdline" % pid) as file:
+        words = file.read().split("\0")[:-1]
+    return words[1:] if words and "/qemu-" in words[0] else words
+
+
 class Folder(tempfile.TemporaryDirectory):
     def file(self, *names):
         return os.path.join(self.name, *names)

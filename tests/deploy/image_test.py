@@ -1,5 +1,5 @@
-"""The container image's file system, laid out from the binary at hand, and run as a container would: as another user, on
-a read-only root, without capabilities, with the model on a mount of its own."""
+"""The container image's file system, laid out from the binary at hand or built by tests/image.sh, and run as a container
+would: as another user, on a read-only root, without capabilities, with the model on a mount of its own."""
 import json
 import os
 import re
@@ -38,8 +38,10 @@ class ImageTest(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
         cls.folder = harness.Folder(prefix="embergate-image-")
-        cls.root = cls.folder.file("root")
-        harness.run("bash", os.path.join(harness.DEPLOY, "image_root.sh"), harness.BINARY, cls.root)
+        cls.root = os.environ.get("EMBERGATE_IMAGE_ROOT")
+        if not cls.root:
+            cls.root = cls.folder.file("root")
+            harness.run("bash", os.path.join(harness.DEPLOY, "image_root.sh"), harness.BINARY, cls.root)
         os.makedirs(os.path.join(cls.root, "proc"), exist_ok=True)
         os.chmod(cls.folder.name, 0o755)
 
@@ -143,8 +145,8 @@ class ImageTest(unittest.TestCase):
 
     def is_the_server(self, pid, port):
         try:
-            with open("/proc/%s/cmdline" % pid) as file, open("/proc/%s/environ" % pid) as variables:
-                return file.read().split("\0")[:2] == ["/usr/bin/embergate", "serve"] and (":%d\0" % port) in variables.read()
+            with open("/proc/%s/environ" % pid) as variables:
+                return harness.command_of(pid) == ["/usr/bin/embergate", "serve"] and (":%d\0" % port) in variables.read()
         except OSError:
             return False
 
