@@ -141,6 +141,13 @@ class FilesTest(unittest.TestCase):
             [extra] = documents("kubernetes", name)
             self.assertEqual(extra["metadata"]["namespace"], "embergate")
 
+    def test_clients_retry_as_the_command_line_does(self):
+        with open(os.path.join(harness.SOURCE, "server", "cli", "client.cc")) as file:
+            ours = json.loads(re.search(r'kSpreadConfig\[\] = R"\((.*?)\)"', file.read(), re.S).group(1))
+        theirs = harness.load_json("gateway", "service_config.json")
+        self.assertEqual(theirs.pop("loadBalancingConfig"), [{"round_robin": {}}])
+        self.assertEqual(theirs, ours)
+
     def test_everything_outlasts_the_drain(self):
         drain = float(re.search(r"--drain-timeout .*=(\d+)", harness.run(harness.BINARY, "serve", "--help").stdout).group(1))
         self.assertGreater(int(re.search(r"TimeoutStopSec=(\d+)", read("systemd", "embergate.service")).group(1)), drain)

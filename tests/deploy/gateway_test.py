@@ -1,12 +1,11 @@
 """Three servers behind nginx, behind HAProxy, and behind a client that balances itself: one board is killed and one
 drains while clients ask; every request is answered, in the end, and always alike."""
 import json
-import os
 import signal
-import subprocess
 import threading
 import unittest
 
+import gateway
 import harness
 
 BOARDS = ["127.0.0.2", "127.0.0.3", "127.0.0.4"]  # each a machine of its own, as far as sockets can tell
@@ -15,52 +14,12 @@ CLIENTS = 3
 TRIES = 8
 
 
-def read(name):
-    with open(os.path.join(harness.DEPLOY, "gateway", name)) as file:
-        return file.read()
-
-
-def placed(text, ports, metrics_port):
-    """A gateway's configuration with the boards of this test in place of board1 to board3."""
-    for i, host in enumerate(BOARDS):
-        assert "board%d:50051" % (i + 1) in text
-        text = text.replace("board%d:50051" % (i + 1), "%s:%d" % (host, ports))
-    return text.replace("port 9464", "port %d" % metrics_port)
-
-
-class Gateway:
-    def __init__(self, command, folder, port):
-        self.log = os.path.join(folder, "log")
-        with open(self.log, "w") as log:
-            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        self.address = "127.0.0.1:%d" % port
-
-    def __enter__(self):
-        def serves():
-            if self.process.poll() is not None:
-                with open(self.log) as log:
-                    raise AssertionError("the gateway ended:\n" + log.read())
-            return harness.run(harness.BINARY, "health", "--address", self.address, check=False).returncode == 0
-        harness.wait_for("the gateway", serves, 15, 0.2)
-        return self
-
-    def __exit__(self, *exception):
-        self.process.terminate()
-        try:
-            self.process.wait(10)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-
-
 def accepted(server):
     return server.metrics()["embergate_requests_accepted_total"][0][1]
 
 
 class GatewayTest(unittest.TestCase):
     def setUp(self):
-        self.folder = harness.Folder(prefix="embergate-gateway-")
-        self.addCleanup(self.folder.cleanup)
         self.port = harness.free_port()
         self.metrics_port = harness.free_port()
         self.servers = []
@@ -72,12 +31,6 @@ class GatewayTest(unittest.TestCase):
             server.wait_ready()
             server.metrics = lambda host=host: harness.parse_metrics(
                 harness.http_get("http://%s:%d/metrics" % (host, self.metrics_port)))
-
-    def write(self, name, text):
-        path = self.folder.file(name)
-        with open(path, "w") as file:
-            file.write(text)
-        return path
 
     def clients(self, address, then):
         """Clients that try again what failed; `then` runs once each of them has had its first answer."""
@@ -130,30 +83,18 @@ class GatewayTest(unittest.TestCase):
     def test_client_side_balancing(self):
         self.one_dies_one_drains(",".join("%s:%d" % (host, self.port) for host in BOARDS))
 
+    def behind(self, name, make):
+        front = make(BOARDS, self.port, "127.0.0.1:%d" % harness.free_port())
+        if front is None:
+            self.skipTest("%s is not installed (Debian package %s)" % (name, name))
+        with front:
+            self.one_dies_one_drains(front.address)
+
     def test_nginx(self):
-        nginx = harness.find("nginx")
-        if not nginx:
-            self.skipTest("nginx is not installed (Debian package nginx)")
-        port = harness.free_port()
-        text = placed(read("nginx.conf"), self.port, self.metrics_port).replace("listen 50051", "listen 127.0.0.1:%d" % port)
-        temp = "".join("%s_temp_path %s;\n" % (what, self.folder.file(what))
-                       for what in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
-        path = self.write("nginx.conf", "daemon off; pid %s; error_log stderr warn;\nevents {}\nhttp {\naccess_log off;\n%s%s}\n" % (
-            self.folder.file("pid"), temp, text))
-        harness.run(nginx, "-t", "-c", path, "-e", "stderr")
-        with Gateway([nginx, "-c", path, "-e", "stderr"], self.folder.name, port) as gateway:
-            self.one_dies_one_drains(gateway.address)
+        self.behind("nginx", gateway.nginx)
 
     def test_haproxy(self):
-        haproxy = harness.find("haproxy")
-        if not haproxy:
-            self.skipTest("haproxy is not installed (Debian package haproxy)")
-        port = harness.free_port()
-        text = placed(read("haproxy.cfg"), self.port, self.metrics_port).replace("bind :50051", "bind 127.0.0.1:%d" % port)
-        path = self.write("haproxy.cfg", text)
-        harness.run(haproxy, "-c", "-f", path)
-        with Gateway([haproxy, "-db", "-f", path], self.folder.name, port) as gateway:
-            self.one_dies_one_drains(gateway.address)
+        self.behind("haproxy", gateway.haproxy)
 
 
 if __name__ == "__main__":
