@@ -18,7 +18,8 @@ namespace {
 
 constexpr int kTransientsMax = 32;                // EINTR or EAGAIN for one read
 constexpr uint32_t kMergedReadBytes = 16u << 10;  // reads of several rows are at least allowed this
-constexpr uint32_t kBufferGranularity = 4096;     // so that every buffer starts at a page: enough for any device
+constexpr uint32_t kSectorBytes = 512;
+constexpr uint32_t kBufferGranularity = 4096;  // so that every buffer starts at a page: enough for any device
 
 }  // namespace
 
@@ -403,7 +404,9 @@ void ReadScheduler::OnError(uint32_t index, int error) {
 void ReadScheduler::OnShort(uint32_t index, uint32_t done) {
   Op& op = ops_[index];
   counters_.errors_short.Add();
-  const uint32_t whole_blocks = done & ~(alignment_[op.file] - 1);
+  // A buffered file counts in pages, but reads on from anywhere.
+  const uint32_t block = files_[op.file].direct() ? alignment_[op.file] : std::min(alignment_[op.file], kSectorBytes);
+  const uint32_t whole_blocks = done & ~(block - 1);
   if (whole_blocks > op.done) {
     // Progress: read on from there, into the same buffer. This ends, since each such step brings a block at least.
     op.done = whole_blocks;

@@ -122,6 +122,17 @@ TEST_P(RowStoreFaultTest, AShortReadIsCompletedByASecondRead) {
   EXPECT_EQ(stats.rows_failed, 0u);
 }
 
+// These count in pages, 16 KiB on some boards; what came, a few sectors, has to be progress all the same.
+TEST_P(RowStoreFaultTest, AShortBufferedReadIsCompletedToo) {
+  options_.direct_io = false;
+  faults().short_read = 0.7;
+  Open();
+  ReadAndCompare(RandomRows(100, kRows, 2));
+  const RowStoreStats stats = store_->Snapshot();
+  EXPECT_GT(stats.errors_short, 0u);
+  EXPECT_EQ(stats.rows_failed, 0u);
+}
+
 TEST_P(RowStoreFaultTest, AnEndOfFileThatGoesAwayIsRetried) {
   faults().end_of_file = 1;
   faults().faults_max = 2;
