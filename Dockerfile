@@ -4,7 +4,7 @@
 #   docker buildx build --platform linux/arm64,linux/amd64 -t embergate .    # for both
 #
 #   docker run -p 50051:50051 -p 9464:9464 --read-only --cap-drop ALL --security-opt no-new-privileges \
-#     --security-opt seccomp=deploy/seccomp/embergate.json --memory 3g --memory-swap 3g \
+#     --security-opt seccomp=deploy/seccomp/embergate.json --memory 3g --memory-swap 3g --stop-timeout 45 \
 #     -v "$PWD/models:/models:ro" -e EMBERGATE_MODEL=/models/gemma-4-e2b-it.gguf \
 #     -v "$PWD/api-keys:/api-keys:ro" -e EMBERGATE_API_KEYS=/api-keys embergate
 #

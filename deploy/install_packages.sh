@@ -3,6 +3,7 @@
 #
 #   deploy/install_packages.sh build     what the server is built with
 #   deploy/install_packages.sh test      the same, and what the tests need besides
+#   deploy/install_packages.sh list      what `test` wants, one package a line; installs nothing
 #
 # Works as root and as a user with sudo. Does nothing when everything is there already.
 set -euo pipefail
@@ -15,7 +16,7 @@ build_packages=(
 )
 test_packages=(libgtest-dev libgmock-dev python3 sentencepiece)
 # The tests of deploy/ skip what is not there.
-test_packages+=(python3-yaml prometheus nginx haproxy iproute2)
+test_packages+=(python3-yaml prometheus nginx haproxy iproute2 docker.io docker-compose iptables)
 # Those of clients/ likewise; go_test would like golang-go, golang-google-grpc-dev, golang-google-protobuf-dev, protoc-gen-go
 # and protoc-gen-go-grpc, and http_rules_test golang-grpc-gateway, which are too much for everybody.
 test_packages+=(python3-grpcio python3-protobuf)
@@ -23,8 +24,12 @@ test_packages+=(python3-grpcio python3-protobuf)
 case "${1:-}" in
   build) packages=("${build_packages[@]}") ;;
   test) packages=("${build_packages[@]}" "${test_packages[@]}") ;;
+  list)
+    printf '%s\n' "${build_packages[@]}" "${test_packages[@]}"
+    exit 0
+    ;;
   *)
-    echo "usage: $0 build|test" >&2
+    echo "usage: $0 build|test|list" >&2
     exit 2
     ;;
 esac

@@ -128,7 +128,7 @@ class ImageTest(unittest.TestCase):
             answer = harness.run(harness.BINARY, "generate", "--address", address, "--prompt", "Hello", "--max-tokens", "8",
                                  "--ignore-eos", "--json")
             self.assertEqual(len(json.loads(answer.stdout)["ids"]), 8)
-            pid = next(int(pid) for pid in os.listdir("/proc") if pid.isdigit() and self.is_the_server(pid, port))
+            [pid] = self.servers(port)
             with open("/proc/%d/status" % pid) as file:
                 status = dict(line.split(":\t", 1) for line in file if ":\t" in line)
             self.assertEqual(status["Uid"].split()[0], "65532")
@@ -136,12 +136,17 @@ class ImageTest(unittest.TestCase):
             os.kill(pid, 15)
             self.assertEqual(server.wait(20), 0)
         finally:
+            for pid in self.servers(port):  # a change of user has undone --kill-child
+                os.kill(pid, 9)
             server.kill()
             server.wait()
             with open(log_path) as log:
                 text = log.read()
         self.assertIn("draining", text)
         self.assertIn("ended", text)
+
+    def servers(self, port):
+        return [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and self.is_the_server(pid, port)]
 
     def is_the_server(self, pid, port):
         try:
