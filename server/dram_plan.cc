@@ -25,14 +25,6 @@ constexpr int kArenas = 2;
 constexpr int kTrimBytes = 1 << 20;
 constexpr int kMmapBytes = 256 << 10;
 
-uint64_t Total(const std::vector<MemoryPart>& parts) {
-  uint64_t total = 0;
-  for (const MemoryPart& part : parts) {
-    total += part.bytes;
-  }
-  return total;
-}
-
 std::string Mebibytes(uint64_t bytes) { return absl::StrCat((bytes + (1u << 20) - 1) >> 20, " MiB"); }
 
 // A setting that could be lowered, and how.
@@ -85,6 +77,24 @@ std::vector<Reduction> Reductions(const ModelHostOptions& options, const engine:
 
 }  // namespace
 
+uint64_t TotalBytes(const std::vector<MemoryPart>& parts) {
+  uint64_t total = 0;
+  for (const MemoryPart& part : parts) {
+    total += part.bytes;
+  }
+  return total;
+}
+
+uint64_t SharedBytes(const std::vector<MemoryPart>& parts) {
+  uint64_t shared = 0;
+  for (const MemoryPart& part : parts) {
+    if (part.name == "binary" || part.name == "grpc_buffers" || part.name == "allocator_slack") {
+      shared += part.bytes;
+    }
+  }
+  return shared;
+}
+
 std::vector<MemoryPart> ProcessParts(const ModelHostOptions& options, const engine::ModelLimits& limits) {
   const uint64_t slots = static_cast<uint64_t>(limits.slots_max);
   // Of a running request: prompt and answer as ids, twice, and the answer that waits for a slow client.
@@ -118,12 +128,13 @@ absl::StatusOr<std::vector<MemoryPart>> PlanDram(const storage::GgufFile& file, 
 
 absl::Status CheckDramBudget(const storage::GgufFile& file, const engine::ModelInfo& info,
                              const ModelHostOptions& options, uint64_t tokenizer_bytes) {
-  const uint64_t budget = options.decoder.dram_budget_bytes;
-  if (budget == 0) {
+  if (options.decoder.dram_budget_bytes == 0) {
     return absl::OkStatus();
   }
+  const uint64_t budget =
+      options.decoder.dram_budget_bytes - std::min(options.decoder.dram_budget_bytes, options.dram_taken_bytes);
   EMBERGATE_ASSIGN_OR_RETURN(const std::vector<MemoryPart> parts, PlanDram(file, info, options, tokenizer_bytes));
-  const uint64_t needed = Total(parts);
+  const uint64_t needed = TotalBytes(parts);
   if (needed <= budget) {
     return absl::OkStatus();
   }
@@ -134,8 +145,8 @@ absl::Status CheckDramBudget(const storage::GgufFile& file, const engine::ModelI
   std::vector<std::string> savings;
   for (const Reduction& reduction : Reductions(options, info)) {
     const auto lowered = PlanDram(file, info, reduction.options, tokenizer_bytes);
-    if (lowered.ok() && Total(*lowered) + (1u << 20) <= needed) {
-      savings.push_back(absl::StrCat(reduction.flag, " saves ", Mebibytes(needed - Total(*lowered))));
+    if (lowered.ok() && TotalBytes(*lowered) + (1u << 20) <= needed) {
+      savings.push_back(absl::StrCat(reduction.flag, " saves ", Mebibytes(needed - TotalBytes(*lowered))));
     }
   }
   return absl::ResourceExhaustedError(

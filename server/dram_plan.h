@@ -25,8 +25,12 @@ std::vector<engine::MemoryPart> ProcessParts(const ModelHostOptions& options, co
 absl::StatusOr<std::vector<engine::MemoryPart>> PlanDram(const storage::GgufFile& file, const engine::ModelInfo& info,
                                                          const ModelHostOptions& options, uint64_t tokenizer_bytes);
 
-// RESOURCE_EXHAUSTED when the budget (0 = none) cannot hold the plan: lists the parts, the smallest budget that would
-// do with these settings, and what each setting that could be lowered would save.
+// Of these parts, what the process has once, however many models it holds.
+uint64_t SharedBytes(const std::vector<engine::MemoryPart>& parts);
+uint64_t TotalBytes(const std::vector<engine::MemoryPart>& parts);
+
+// RESOURCE_EXHAUSTED when the budget (0 = none), less what another model takes of it, cannot hold the plan: lists the
+// parts, the smallest budget that would do with these settings, and what each setting that could be lowered would save.
 absl::Status CheckDramBudget(const storage::GgufFile& file, const engine::ModelInfo& info,
                              const ModelHostOptions& options, uint64_t tokenizer_bytes);
 

@@ -4,7 +4,7 @@
 
 namespace embergate::server {
 
-void GenerateOnceReactor::Start(engine::Engine& engine, engine::GenerateRequest request,
+void GenerateOnceReactor::Start(ModelUse model, engine::GenerateRequest request,
                                 std::vector<std::unique_ptr<engine::AnswerParser>> parsers,
                                 absl::FunctionRef<absl::Status(absl::Status)> refusal) {
   parsers.resize(static_cast<size_t>(request.completions));
@@ -13,7 +13,7 @@ void GenerateOnceReactor::Start(engine::Engine& engine, engine::GenerateRequest 
     response_->add_answers();  // each has its place, in whatever order they end
   }
   FillStarted(request, record().request_id(), *response_->mutable_started());
-  UnaryReactor::Start(engine, std::move(request), refusal);
+  UnaryReactor::Start(std::move(model), std::move(request), refusal);
 }
 
 void GenerateOnceReactor::OnPrompt(std::vector<engine::PositionLogprobs> logprobs) {

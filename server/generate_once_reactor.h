@@ -20,7 +20,7 @@ class GenerateOnceReactor final : public UnaryReactor {
       : UnaryReactor(context, lifecycle, std::move(record)), response_(response) {}
 
   // `parsers`, one per completion or none at all: see AnswerBuilder.
-  void Start(engine::Engine& engine, engine::GenerateRequest request,
+  void Start(ModelUse model, engine::GenerateRequest request,
              std::vector<std::unique_ptr<engine::AnswerParser>> parsers,
              absl::FunctionRef<absl::Status(absl::Status)> refusal);
 

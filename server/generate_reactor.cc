@@ -20,12 +20,12 @@ GenerateReactor::~GenerateReactor() {
   absl::MutexLock lock(&mutex_);
 }
 
-void GenerateReactor::Start(engine::Engine& engine, engine::GenerateRequest request,
+void GenerateReactor::Start(ModelUse model, engine::GenerateRequest request,
                             std::vector<std::unique_ptr<engine::AnswerParser>> parsers,
                             absl::FunctionRef<absl::Status(absl::Status)> refusal) {
-  engine_ = &engine;
   {
     absl::MutexLock lock(&mutex_);
+    model_ = model;
     parsers.resize(static_cast<size_t>(request.completions));
     for (size_t i = 0; i < parsers.size(); ++i) {
       answers_.push_back({AnswerBuilder(static_cast<int>(i), std::move(parsers[i])), std::nullopt});
@@ -33,8 +33,12 @@ void GenerateReactor::Start(engine::Engine& engine, engine::GenerateRequest requ
     prompt_tokens_ = static_cast<int>(request.prompt.size());
     FillStarted(request, record_.request_id(), started_.emplace());
   }
-  absl::StatusOr<engine::RequestId> id = engine.Submit(std::move(request), this);
+  absl::StatusOr<engine::RequestId> id = model->engine->Submit(std::move(request), this);
   if (!id.ok()) {
+    {
+      absl::MutexLock lock(&mutex_);
+      model_.reset();
+    }
     Refuse(refusal(id.status()));
     return;
   }
@@ -49,7 +53,7 @@ void GenerateReactor::Start(engine::Engine& engine, engine::GenerateRequest requ
   }
   if (cancel) {
     // The sink is alive: it has not got its OnFinish when the mutex was held, and ids are never used again.
-    engine.Cancel(*id);
+    model->engine->Cancel(*id);
   }
   Run(operation);
 }
@@ -95,8 +99,7 @@ void GenerateReactor::OnPromptProgress(int done, int cached) {
 
 void GenerateReactor::OnTokens(engine::TokenEvent event) {
   Operation operation = Operation::kNone;
-  engine::Engine* engine = engine_;
-  std::optional<engine::RequestId> cancel;
+  Cancellation cancellation;
   {
     absl::MutexLock lock(&mutex_);
     if (broken_ || overflow_) {
@@ -107,16 +110,12 @@ void GenerateReactor::OnTokens(engine::TokenEvent event) {
     if (PendingBytes() > pending_bytes_max_) {
       overflow_ = true;
       DropPending();
-      if (WantCancel()) {
-        cancel = id_;
-      }
+      cancellation = WantCancel();
     } else {
       operation = NextOperation();
     }
   }
-  if (cancel.has_value()) {
-    engine->Cancel(*cancel);
-  }
+  cancellation.Run();
   Run(operation);
 }
 
@@ -144,6 +143,7 @@ void GenerateReactor::OnFinish(engine::FinishEvent event) {
     if (answers_.size() == 1 && !broken_ && !overflow_) {
       answers_.front().builder.Finish();
     }
+    model_.reset();  // nothing asks for it any more; the client may take its time
     operation = NextOperation();
   }
   // With a write under way, its end finishes the call and with it this object, perhaps by now.
@@ -154,50 +154,40 @@ void GenerateReactor::OnFinish(engine::FinishEvent event) {
 
 void GenerateReactor::OnWriteDone(bool ok) {
   Operation operation = Operation::kNone;
-  engine::Engine* engine = engine_;
-  std::optional<engine::RequestId> cancel;
+  Cancellation cancellation;
   {
     absl::MutexLock lock(&mutex_);
     busy_ = false;
     if (!ok) {
       broken_ = true;
       DropPending();
-      if (WantCancel()) {
-        cancel = id_;
-      }
+      cancellation = WantCancel();
     }
     operation = NextOperation();
   }
-  if (cancel.has_value()) {
-    engine->Cancel(*cancel);
-  }
+  cancellation.Run();
   Run(operation);
 }
 
 void GenerateReactor::OnCancel() {
-  engine::Engine* engine = engine_;
-  std::optional<engine::RequestId> cancel;
+  Cancellation cancellation;
   {
     absl::MutexLock lock(&mutex_);
     broken_ = true;
     DropPending();
-    if (WantCancel()) {
-      cancel = id_;
-    }
+    cancellation = WantCancel();
   }
-  if (cancel.has_value()) {
-    engine->Cancel(*cancel);
-  }
+  cancellation.Run();
 }
 
 void GenerateReactor::OnDone() { delete this; }
 
-bool GenerateReactor::WantCancel() {
+GenerateReactor::Cancellation GenerateReactor::WantCancel() {
   if (cancel_wanted_ || finish_event_.has_value()) {
-    return false;
+    return {};
   }
   cancel_wanted_ = true;
-  return id_.has_value();  // else Start does it
+  return {model_, id_};  // without an id yet, Start does it
 }
 
 void GenerateReactor::DropPending() {

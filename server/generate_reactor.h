@@ -41,10 +41,10 @@ class GenerateReactor final : public grpc::ServerWriteReactor<v1::GenerateRespon
       : context_(context), lifecycle_(lifecycle), record_(std::move(record)), pending_bytes_max_(pending_bytes_max) {}
   ~GenerateReactor() override;
 
-  // Either of these once, from the RPC's handler. Start submits the request; if the engine refuses it, the stream
-  // ends with `refusal(status)`. `parsers`, one per completion or none at all, take the text apart into thinking,
-  // answer and tool calls.
-  void Start(engine::Engine& engine, engine::GenerateRequest request,
+  // Either of these once, from the RPC's handler. Start submits the request to the model's engine; if that refuses it,
+  // the stream ends with `refusal(status)`. The model is held until the engine has ended the request. `parsers`, one
+  // per completion or none at all, take the text apart into thinking, answer and tool calls.
+  void Start(ModelUse model, engine::GenerateRequest request,
              std::vector<std::unique_ptr<engine::AnswerParser>> parsers,
              absl::FunctionRef<absl::Status(absl::Status)> refusal);
   void Refuse(const absl::Status& status);
@@ -68,8 +68,19 @@ class GenerateReactor final : public grpc::ServerWriteReactor<v1::GenerateRespon
   Operation NextOperation() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Run(Operation operation);
   bool TakePending() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  // True if this call is the one that has to cancel.
-  bool WantCancel() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // A request that is to be cancelled when the mutex has been released. It holds the model: by then the request may
+  // have ended, this object be gone, and the model have nobody else who uses it.
+  struct Cancellation {
+    ModelUse model;
+    std::optional<engine::RequestId> id;  // nullopt: there is nothing to cancel
+    void Run() const {
+      if (id.has_value()) {
+        model->engine->Cancel(*id);
+      }
+    }
+  };
+  // Empty if somebody has done so before, or Start will.
+  Cancellation WantCancel() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void DropPending() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   size_t PendingBytes() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // One of the request's completions.
@@ -82,9 +93,9 @@ class GenerateReactor final : public grpc::ServerWriteReactor<v1::GenerateRespon
   const Lifecycle& lifecycle_;
   CallRecord record_;
   const size_t pending_bytes_max_;
-  engine::Engine* engine_ = nullptr;  // set by Start, before the sink is known to anyone
 
   absl::Mutex mutex_;
+  ModelUse model_ ABSL_GUARDED_BY(mutex_);  // from Start until the engine has ended the request
   // True while an operation is in flight; from the beginning until Submit has returned, so that nothing starts before.
   bool busy_ ABSL_GUARDED_BY(mutex_) = true;
   bool broken_ ABSL_GUARDED_BY(mutex_) = false;    // the client is gone: nothing can be written

@@ -73,7 +73,7 @@ grpc::ServerWriteReactor<v1::GenerateResponse>* InferenceService::Generate(grpc:
     reactor->Refuse(generation.status());
     return reactor;
   }
-  reactor->Start(*generation->model->engine, std::move(generation->request), std::move(generation->parsers), Refusal);
+  reactor->Start(std::move(generation->model), std::move(generation->request), std::move(generation->parsers), Refusal);
   return reactor;
 }
 
@@ -89,7 +89,7 @@ grpc::ServerUnaryReactor* InferenceService::GenerateOnce(grpc::CallbackServerCon
     reactor->Refuse(generation.status());
     return reactor;
   }
-  reactor->Start(*generation->model->engine, std::move(generation->request), std::move(generation->parsers), Refusal);
+  reactor->Start(std::move(generation->model), std::move(generation->request), std::move(generation->parsers), Refusal);
   return reactor;
 }
 
@@ -98,7 +98,7 @@ grpc::ServerUnaryReactor* InferenceService::Score(grpc::CallbackServerContext* c
   CallRecord record = Record(Method::kScore, *context, request->request_id(), /*streaming=*/true);
   CallTicket& ticket = record.ticket();  // the record's, until the call ends
   auto* reactor = new ScoreReactor(context, lifecycle_, response, std::move(record));
-  const ServedModel* model = nullptr;
+  ModelUse model;
   absl::StatusOr<engine::GenerateRequest> parsed = Guarded([&]() -> absl::StatusOr<engine::GenerateRequest> {
     EMBERGATE_RETURN_IF_ERROR(ticket.status());
     EMBERGATE_ASSIGN_OR_RETURN(model, lifecycle_.Serving());
@@ -114,7 +114,7 @@ grpc::ServerUnaryReactor* InferenceService::Score(grpc::CallbackServerContext* c
     return reactor;
   }
   SetCaller(*context, *parsed);
-  reactor->Start(*model->engine, *std::move(parsed), Refusal);
+  reactor->Start(std::move(model), *std::move(parsed), Refusal);
   return reactor;
 }
 
@@ -193,7 +193,7 @@ grpc::ServerUnaryReactor* InferenceService::Reply(grpc::CallbackServerContext* c
   CallRecord record = Record(method, *context, "", /*streaming=*/false);
   const absl::Status status = Guarded([&]() -> absl::Status {
     EMBERGATE_RETURN_IF_ERROR(record.ticket().status());
-    EMBERGATE_ASSIGN_OR_RETURN(const ServedModel* model, lifecycle_.Serving());
+    EMBERGATE_ASSIGN_OR_RETURN(const ModelUse model, lifecycle_.Serving());
     return compute(*model);
   });
   AddRetryTrailer(status, *context);

@@ -55,7 +55,7 @@ class InferenceService final : public v1::Inference::CallbackService {
  private:
   // What a request becomes before the engine gets it.
   struct Generation {
-    const ServedModel* model = nullptr;
+    ModelUse model;
     engine::GenerateRequest request;
     std::vector<std::unique_ptr<engine::AnswerParser>> parsers;  // one per answer, or none at all
   };

@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/engine.h"
 #include "server/board_sensors.h"
+#include "server/dram_plan.h"
 #include "server/process_memory.h"
 #include "server/version.h"
 #include "storage/stats.h"
@@ -164,6 +165,14 @@ void AddAccess(GrpcServer& server, Page& page) {
                static_cast<double>(absl::ToUnixSeconds(server.tls()->Get(&generation).expires)));
   }
   const ServerStats& stats = server.stats();
+  page.Begin(MetricType::Counter, "embergate_model_changes_total",
+             "Another model in place of the one served: beside it, after a drain, or not at all.");
+  const auto changes = [&page](const char* outcome, const std::atomic<uint64_t>& count) {
+    page.Sample(static_cast<double>(count.load(std::memory_order_relaxed)), {{"outcome", outcome}});
+  };
+  changes("beside", stats.model_changes_beside);
+  changes("drained", stats.model_changes_drained);
+  changes("failed", stats.model_changes_failed);
   page.Counter("embergate_reloads_total", "Settings, API keys or certificates read again and taken.",
                static_cast<double>(stats.reloads.load(std::memory_order_relaxed)));
   page.Counter("embergate_reload_failures_total", "Those that could not be used; the old ones stayed.",
@@ -326,7 +335,15 @@ std::vector<MetricFamily> Metrics::Collect() const {
   AddServer(lifecycle, server_.stats(), start_seconds_, page);
   AddAccess(server_, page);
   AddBoard(ReadBoardSensors(sysfs_), page);
-  if (const ServedModel* model = lifecycle.model(); model != nullptr) {
+  const ModelUse former = lifecycle.former();
+  const engine::EngineStats former_stats = former != nullptr ? former->engine->Snapshot() : engine::EngineStats();
+  page.Gauge("embergate_former_model_requests", "Requests that still run or wait on the model that was served before.",
+             former_stats.running + former_stats.waiting);
+  page.Gauge("embergate_former_model_bytes", "DRAM that it holds until they have ended.",
+             former != nullptr && former->memory
+                 ? static_cast<double>(TotalBytes(former->memory()) - SharedBytes(former->memory()))
+                 : 0);
+  if (const ModelUse model = lifecycle.model(); model != nullptr) {
     AddModel(*model, page);
     AddEngine(*model, model->engine->Snapshot(), page);
     if (model->row_stats) {

@@ -124,21 +124,34 @@ engine::SamplingParams SamplingDefaults(const storage::GgufFile& file) {
   return params;
 }
 
+absl::StatusOr<engine::ModelInfo> ModelHost::Open(const std::string& path) {
+  absl::StatusOr<std::unique_ptr<storage::GgufFile>> file = storage::GgufFile::Open(path);
+  EMBERGATE_RETURN_IF_ERROR(InFile(path, file.status()));
+  file_ = *std::move(file);
+  // Before the tokenizer: a file of another architecture has to be refused by that name, not for its vocabulary.
+  absl::StatusOr<engine::ModelInfo> info = engine::DecoderModel::Describe(*file_);
+  EMBERGATE_RETURN_IF_ERROR(InFile(path, info.status()));
+  absl::StatusOr<std::unique_ptr<engine::Tokenizer>> tokenizer = LoadTokenizer(*file_);
+  EMBERGATE_RETURN_IF_ERROR(InFile(path, tokenizer.status()));
+  tokenizer_ = *std::move(tokenizer);
+  return info;
+}
+
+absl::StatusOr<uint64_t> ModelHost::Check(const ModelHostOptions& options) {
+  ModelHost host;
+  EMBERGATE_ASSIGN_OR_RETURN(const engine::ModelInfo info, host.Open(options.path));
+  EMBERGATE_RETURN_IF_ERROR(InFile(options.path, CheckDramBudget(*host.file_, info, options, host.tokenizer_bytes())));
+  EMBERGATE_ASSIGN_OR_RETURN(const std::vector<engine::MemoryPart> parts,
+                             PlanDram(*host.file_, info, options, host.tokenizer_bytes()));
+  return TotalBytes(parts);
+}
+
 absl::StatusOr<std::unique_ptr<ModelHost>> ModelHost::Load(const ModelHostOptions& options,
                                                            const engine::DecoderModel::Progress& progress) {
   std::unique_ptr<ModelHost> host(new ModelHost());
   const std::string& path = options.path;
-  absl::StatusOr<std::unique_ptr<storage::GgufFile>> file = storage::GgufFile::Open(path);
-  EMBERGATE_RETURN_IF_ERROR(InFile(path, file.status()));
-  host->file_ = *std::move(file);
-
-  // Before the tokenizer: a file of another architecture has to be refused by that name, not for its vocabulary.
-  absl::StatusOr<engine::ModelInfo> info = engine::DecoderModel::Describe(*host->file_);
-  EMBERGATE_RETURN_IF_ERROR(InFile(path, info.status()));
-  absl::StatusOr<std::unique_ptr<engine::Tokenizer>> tokenizer = LoadTokenizer(*host->file_);
-  EMBERGATE_RETURN_IF_ERROR(InFile(path, tokenizer.status()));
-  host->tokenizer_ = *std::move(tokenizer);
-  const uint64_t tokenizer_bytes = host->tokenizer_ != nullptr ? host->tokenizer_->resident_bytes() : 0;
+  EMBERGATE_ASSIGN_OR_RETURN(const engine::ModelInfo info, host->Open(path));
+  const uint64_t tokenizer_bytes = host->tokenizer_bytes();
   if (host->tokenizer_ == nullptr) {
     spdlog::warn("{} has no tokenizer: requests must give token ids, and answers have no text", path);
   }
@@ -147,7 +160,7 @@ absl::StatusOr<std::unique_ptr<ModelHost>> ModelHost::Load(const ModelHostOption
   if (options.measure_device && !options.decoder.table_resident) {
     MeasureDeviceOnce(*host->file_, options.device_state_path, &planned.decoder.rows);
   }
-  EMBERGATE_RETURN_IF_ERROR(InFile(path, CheckDramBudget(*host->file_, *info, planned, tokenizer_bytes)));
+  EMBERGATE_RETURN_IF_ERROR(InFile(path, CheckDramBudget(*host->file_, info, planned, tokenizer_bytes)));
   host->pool_ = std::make_unique<engine::ThreadPool>(options.threads);
   engine::DecoderOptions decoder = planned.decoder;
   decoder.dram_budget_bytes = 0;  // it was checked as a whole

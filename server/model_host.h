@@ -21,6 +21,8 @@ struct ModelHostOptions {
   int threads = 1;
   engine::DecoderOptions decoder;
   engine::EngineOptions engine;
+  // Of decoder.dram_budget_bytes, what another model holds that is served meanwhile.
+  uint64_t dram_taken_bytes = 0;
   // The server's own bounds, for the DRAM budget.
   uint64_t transport_bytes_max = 0;  // gRPC's buffers
   uint64_t pending_bytes_max = 0;    // answer that waits for a slow client, per stream
@@ -30,12 +32,16 @@ struct ModelHostOptions {
   std::string device_state_path;  // where that is kept; empty = nowhere
 };
 
-// Owns all of it; destroyed in reverse order. Threads: Load by one; served() by any.
+// Owns all of it; destroyed in reverse order. Threads: Load and Check by one each; served() by any.
 class ModelHost {
  public:
   // `progress` as in DecoderModel::Load. Errors say which file and what to do; see also DecoderModel::Load.
   static absl::StatusOr<std::unique_ptr<ModelHost>> Load(const ModelHostOptions& options,
                                                          const engine::DecoderModel::Progress& progress);
+
+  // DRAM that a server of this model would hold, from the file alone. Errors: Load's, as far as they can be told before
+  // weights are read; RESOURCE_EXHAUSTED when the budget does not hold it.
+  static absl::StatusOr<uint64_t> Check(const ModelHostOptions& options);
 
   const ServedModel& served() const { return served_; }
   engine::Engine& engine() { return *engine_; }
@@ -49,6 +55,9 @@ class ModelHost {
 
  private:
   ModelHost() = default;
+  // Opens the file: file_, tokenizer_ and what Describe says.
+  absl::StatusOr<engine::ModelInfo> Open(const std::string& path);
+  uint64_t tokenizer_bytes() const { return tokenizer_ != nullptr ? tokenizer_->resident_bytes() : 0; }
 
   std::unique_ptr<storage::GgufFile> file_;
   std::unique_ptr<engine::Tokenizer> tokenizer_;

@@ -4,10 +4,10 @@
 
 namespace embergate::server {
 
-void ScoreReactor::Start(engine::Engine& engine, engine::GenerateRequest request,
+void ScoreReactor::Start(ModelUse model, engine::GenerateRequest request,
                          absl::FunctionRef<absl::Status(absl::Status)> refusal) {
   response_->mutable_ids()->Assign(request.prompt.begin(), request.prompt.end());
-  UnaryReactor::Start(engine, std::move(request), refusal);
+  UnaryReactor::Start(std::move(model), std::move(request), refusal);
 }
 
 void ScoreReactor::OnPrompt(std::vector<engine::PositionLogprobs> logprobs) {

@@ -17,8 +17,7 @@ class ScoreReactor final : public UnaryReactor {
                CallRecord record)
       : UnaryReactor(context, lifecycle, std::move(record)), response_(response) {}
 
-  void Start(engine::Engine& engine, engine::GenerateRequest request,
-             absl::FunctionRef<absl::Status(absl::Status)> refusal);
+  void Start(ModelUse model, engine::GenerateRequest request, absl::FunctionRef<absl::Status(absl::Status)> refusal);
 
   // engine::TokenSink
   void OnPrompt(std::vector<engine::PositionLogprobs> logprobs) override;

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <vector>
 
@@ -17,7 +18,7 @@
 
 namespace embergate::server {
 
-// Threads: immutable once served; what it points to may be used from any thread. Outlives every RPC.
+// Threads: immutable once served; what it points to may be used from any thread. Outlives every ModelUse of it.
 struct ServedModel {
   engine::Engine* engine = nullptr;
   const engine::Tokenizer* tokenizer = nullptr;  // null: token ids only
@@ -31,6 +32,10 @@ struct ServedModel {
   std::function<std::vector<engine::MemoryPart>()> memory;  // may be empty
   std::function<storage::RowStoreStats()> row_stats;        // may be empty: no table on flash
 };
+
+// A call's hold on the model that it was let in with: the owner of the model keeps it until nobody holds it any more
+// (Lifecycle::AwaitUnused). Giving up the last hold frees nothing, so any thread may, the engine's among them.
+using ModelUse = std::shared_ptr<const ServedModel>;
 
 }  // namespace embergate::server
 

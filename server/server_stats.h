@@ -31,6 +31,10 @@ class ServerStats {
   // Settings, keys and certificates that were read again, and those that could not be used.
   std::atomic<uint64_t> reloads{0};
   std::atomic<uint64_t> reload_failures{0};
+  // Another model in place of the one that was served: while that finished its streams, after it had, or not at all.
+  std::atomic<uint64_t> model_changes_beside{0};
+  std::atomic<uint64_t> model_changes_drained{0};
+  std::atomic<uint64_t> model_changes_failed{0};
 
  private:
   std::array<std::array<std::atomic<uint64_t>, kGrpcCodes>, kMethodNames.size()> requests_{};

@@ -9,23 +9,34 @@ UnaryReactor::~UnaryReactor() {
   absl::MutexLock lock(&mutex_);
 }
 
-void UnaryReactor::Start(engine::Engine& engine, engine::GenerateRequest request,
+void UnaryReactor::Start(ModelUse model, engine::GenerateRequest request,
                          absl::FunctionRef<absl::Status(absl::Status)> refusal) {
-  engine_ = &engine;
+  {
+    absl::MutexLock lock(&mutex_);
+    model_ = model;
+  }
   // gRPC calls no reaction, OnDone least of all, before the handler that called us has returned: the object stays
   // even if the engine finishes at once.
-  absl::StatusOr<engine::RequestId> id = engine.Submit(std::move(request), this);
-  if (!id.ok()) {
-    Refuse(refusal(id.status()));
-    return;
+  absl::StatusOr<engine::RequestId> id = model->engine->Submit(std::move(request), this);
+  {
+    absl::MutexLock lock(&mutex_);
+    if (id.ok()) {
+      id_ = *id;
+      return;
+    }
+    model_.reset();
   }
-  absl::MutexLock lock(&mutex_);
-  id_ = *id;
+  Refuse(refusal(id.status()));
 }
 
 void UnaryReactor::Refuse(const absl::Status& status) { FinishWith(status, nullptr); }
 
 void UnaryReactor::OnFinish(engine::FinishEvent event) {
+  ModelUse model;  // Complete needs it still; after that, the client may take its time
+  {
+    absl::MutexLock lock(&mutex_);
+    model = std::move(model_);
+  }
   absl::Status status = lifecycle_.Explain(event.status);
   if (status.ok() && event.reason == engine::FinishReason::kCancelled) {
     status = absl::CancelledError("the call was cancelled");
@@ -38,12 +49,14 @@ void UnaryReactor::OnFinish(engine::FinishEvent event) {
 
 void UnaryReactor::OnCancel() {
   std::optional<engine::RequestId> id;
+  ModelUse model;
   {
     absl::MutexLock lock(&mutex_);
     id = id_;
+    model = model_;
   }
-  if (id.has_value()) {
-    engine_->Cancel(*id);
+  if (id.has_value() && model != nullptr) {
+    model->engine->Cancel(*id);
   }
 }
 

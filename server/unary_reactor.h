@@ -28,10 +28,9 @@ class UnaryReactor : public grpc::ServerUnaryReactor, public engine::TokenSink {
       : context_(context), lifecycle_(lifecycle), record_(std::move(record)) {}
   ~UnaryReactor() override;
 
-  // Either of these once, from the RPC's handler. Start submits the request; if the engine refuses it, the call ends
-  // with `refusal(status)`.
-  void Start(engine::Engine& engine, engine::GenerateRequest request,
-             absl::FunctionRef<absl::Status(absl::Status)> refusal);
+  // Either of these once, from the RPC's handler. Start submits the request to the model's engine; if that refuses it,
+  // the call ends with `refusal(status)`. The model is held until the engine has ended the request.
+  void Start(ModelUse model, engine::GenerateRequest request, absl::FunctionRef<absl::Status(absl::Status)> refusal);
   void Refuse(const absl::Status& status);
 
   // engine::TokenSink
@@ -54,9 +53,9 @@ class UnaryReactor : public grpc::ServerUnaryReactor, public engine::TokenSink {
   grpc::CallbackServerContext* const context_;
   const Lifecycle& lifecycle_;
   CallRecord record_;
-  engine::Engine* engine_ = nullptr;
 
   absl::Mutex mutex_;
+  ModelUse model_ ABSL_GUARDED_BY(mutex_);  // null when the engine has nothing to do with it
   std::optional<engine::RequestId> id_ ABSL_GUARDED_BY(mutex_);
 };
 

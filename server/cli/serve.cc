@@ -26,8 +26,8 @@ void AddServe(CLI::App& app) {
   serve->footer(
       "Every setting can also come from an environment variable (--row-cache: EMBERGATE_ROW_CACHE) or the --config "
       "file;\nflags win over the environment, the environment over the file.\n"
-      "SIGHUP reads the file's log-level and drain-timeout, API keys and certificates again; the latter two are also "
-      "read\nwhen they change.\n"
+      "SIGHUP reads the file's log-level and drain-timeout, API keys and certificates again (the latter two are also "
+      "read\nwhen they change), and exchanges the model where the file names another, or another lies in its place.\n"
       "Exit codes: 0 after a drain (SIGTERM, SIGINT), 1 cannot listen, 2 the model or a setting cannot be used.");
   serve->callback([serve, state] {
     const SettingsSource source(*serve, state->config_file);
