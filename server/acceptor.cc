@@ -201,9 +201,10 @@ ListeningAddress::~ListeningAddress() {
   }
 }
 
-Acceptor::Acceptor(std::vector<Port> ports, int connections_max)
+Acceptor::Acceptor(std::vector<Port> ports, int connections_max, absl::Duration silence_max)
     : ports_(std::move(ports)),
       connections_max_(static_cast<size_t>(connections_max)),
+      silence_max_ms_(static_cast<unsigned int>(absl::ToInt64Milliseconds(silence_max))),
       stop_fd_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
       thread_([this] { Run(); }) {}
 
@@ -220,6 +221,14 @@ void Acceptor::Stop() {
   [[maybe_unused]] const ssize_t written = write(stop_fd_, &one, sizeof(one));
   thread_.join();
   ports_.clear();
+}
+
+void Acceptor::CutOffAll() {
+  absl::MutexLock lock(&mutex_);
+  Sweep();
+  for (const Connection& connection : connections_) {
+    shutdown(connection.fd, SHUT_RDWR);  // gRPC sees its end, and closes it
+  }
 }
 
 void Acceptor::WatchMemory(uint64_t bytes) {
@@ -286,7 +295,9 @@ void Acceptor::Accept(int listener, const Handler& handler) {
     connections_.push_back({fd, InodeOf(fd), /*seen=*/false, 0, 0});
   }
   const int on = 1;
-  setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));  // fails on Unix sockets, which have no delay
+  // Both fail on Unix sockets, which have no delay and lose nothing.
+  setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+  setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &silence_max_ms_, sizeof(silence_max_ms_));
   handler(listener, fd);
 }
 

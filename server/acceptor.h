@@ -16,6 +16,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
 
 namespace embergate::server {
 
@@ -51,11 +52,16 @@ class Acceptor {
     ListeningAddress address;
     Handler handler;
   };
-  Acceptor(std::vector<Port> ports, int connections_max);
+  // `silence_max`: how long a TCP peer may leave what was sent to it unacknowledged. gRPC's keepalive alone does not
+  // end a connection whose send buffer is full, as its ping waits behind what is in there.
+  Acceptor(std::vector<Port> ports, int connections_max, absl::Duration silence_max);
   ~Acceptor();
 
   // Stops listening; connections stay. Returns when no handler is running any more.
   void Stop();
+
+  // Ends all connections, whatever is under way on them.
+  void CutOffAll();
 
   // From now on, while the heap holds `bytes` more than it does now, connections that have just sent much are cut off,
   // and new ones have to wait. gRPC 1.51 keeps a header block that never ends, whatever its size (CVE-2023-33953), and
@@ -95,6 +101,7 @@ class Acceptor {
 
   std::vector<Port> ports_;  // the thread's, until it has ended
   const size_t connections_max_;
+  const unsigned int silence_max_ms_;
   int stop_fd_;
   absl::Mutex mutex_;
   std::vector<Connection> connections_ ABSL_GUARDED_BY(mutex_);

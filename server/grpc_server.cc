@@ -5,14 +5,19 @@
 #include <grpcpp/resource_quota.h>
 
 #include <algorithm>
+#include <thread>
 #include <utility>
 
 #include "absl/status/status.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/notification.h"
 
 namespace embergate::server {
 namespace {
+
+// For the last messages of calls that were cancelled at a shutdown.
+constexpr absl::Duration kCancelGrace = absl::Milliseconds(500);
 
 bool IsUnixSocket(const std::string& address) {
   return absl::StartsWith(address, "unix:") || absl::StartsWith(address, "unix-abstract:");
@@ -123,7 +128,8 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const GrpcServerOp
     return absl::UnavailableError("gRPC's server does not start; the log has its reason");
   }
   if (!ports.empty()) {
-    server->acceptor_ = std::make_unique<Acceptor>(std::move(ports), options.connections_max);
+    server->acceptor_ = std::make_unique<Acceptor>(std::move(ports), options.connections_max,
+                                                   options.keepalive_time + options.keepalive_timeout);
   }
   return server;
 }
@@ -140,8 +146,17 @@ void GrpcServer::Shutdown(absl::Time deadline) {
     acceptor_->Stop();
   }
   health_.Shutdown();
+  // A cancelled call is not over while the kernel takes nothing of what it has written last.
+  absl::Notification over;
+  std::thread cutter([&] {
+    if (!over.WaitForNotificationWithDeadline(deadline + kCancelGrace) && acceptor_ != nullptr) {
+      acceptor_->CutOffAll();
+    }
+  });
   server_->Shutdown(absl::ToChronoTime(deadline));
   server_->Wait();
+  over.Notify();
+  cutter.join();
 }
 
 }  // namespace embergate::server

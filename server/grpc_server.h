@@ -35,7 +35,8 @@ struct GrpcServerOptions {
   std::vector<ApiClient> clients;          // whose API keys are accepted; none: no key is asked for
   // A connection that has not become an HTTP/2 one by then is closed.
   absl::Duration handshake_timeout = absl::Seconds(10);
-  // A silent peer is pinged after the first, and taken for dead when it has not answered within the second.
+  // A silent peer is pinged after the first, and taken for dead when it has not answered within the second; one that
+  // acknowledges nothing of what it is sent, after both.
   absl::Duration keepalive_time = absl::Seconds(60);
   absl::Duration keepalive_timeout = absl::Seconds(20);
   // A connection without calls, and one with, is asked to end (GOAWAY) after this long; calls under way finish. Zero =
@@ -65,7 +66,8 @@ class GrpcServer {
   // As bound: with the port that was chosen for port 0.
   const std::vector<std::string>& addresses() const { return addresses_; }
 
-  // Takes no more calls, waits for those under way until `deadline`, then cancels them; returns when all are gone.
+  // Takes no more calls, waits for those under way until `deadline`, then cancels them, and soon after that ends the
+  // connections; returns when all calls are gone.
   // Their engine must still be alive.
   void Shutdown(absl::Time deadline);
 

@@ -4,6 +4,7 @@
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -108,7 +109,7 @@ TEST(AcceptorTest, TakesWhatThereIsRoomForAndClosesTheRest) {
                      taken.push_back(connection);
                      EXPECT_EQ(send(connection, "h", 1, MSG_NOSIGNAL), 1);
                    }});
-  Acceptor acceptor(std::move(ports), 2);
+  Acceptor acceptor(std::move(ports), 2, absl::Seconds(80));
   const int first = ConnectTo(port);
   const int second = ConnectTo(port);
   EXPECT_FALSE(IsClosed(first));
@@ -129,9 +130,16 @@ TEST(AcceptorTest, TakesWhatThereIsRoomForAndClosesTheRest) {
   EXPECT_FALSE(IsClosed(fourth));
   EXPECT_EQ(acceptor.stats().open, 2);
   EXPECT_EQ(acceptor.stats().accepted, 3u);
+  unsigned int silence_ms = 0;
+  socklen_t size = sizeof(silence_ms);
+  EXPECT_EQ(getsockopt(taken[1], IPPROTO_TCP, TCP_USER_TIMEOUT, &silence_ms, &size), 0);
+  EXPECT_EQ(silence_ms, 80'000u);
   acceptor.Stop();
   EXPECT_EQ(ConnectTo(port), -1);
   EXPECT_EQ(acceptor.stats().open, 2) << "connections stay";
+  acceptor.CutOffAll();
+  EXPECT_TRUE(IsClosed(second));
+  EXPECT_TRUE(IsClosed(fourth));
   for (const int fd : {first, second, third, fourth, file, taken[1], taken[2]}) {
     close(fd);
   }
