@@ -232,6 +232,11 @@ void AddEngine(const ServedModel& model, const engine::EngineStats& stats, Page&
   page.Gauge("embergate_num_requests_running_max", "Requests that can be computed at once.", model.limits.slots_max);
   page.Gauge("embergate_kv_tokens_free", "Positions that the attention cache could still reserve.",
              static_cast<double>(stats.kv_tokens_free));
+  page.Gauge("embergate_kv_tokens_max", "Positions of the attention cache.", static_cast<double>(model.kv_tokens_max));
+  page.Gauge("embergate_kv_cache_usage_perc", "Part of the attention cache that requests have reserved, 0 to 1.",
+             model.kv_tokens_max > 0
+                 ? 1 - static_cast<double>(stats.kv_tokens_free) / static_cast<double>(model.kv_tokens_max)
+                 : 0);
   const engine::PrefixCacheStats& prefix = stats.prefix_cache;
   page.Counter("embergate_prefix_cache_lookups_total", "Sequences that looked for their prompt in the prefix cache.",
                static_cast<double>(prefix.lookups));

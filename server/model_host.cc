@@ -175,6 +175,7 @@ absl::StatusOr<std::unique_ptr<ModelHost>> ModelHost::Load(const ModelHostOption
         absl::StrCat(path, ": the tokenizer has ", vocabulary, " tokens but the embedding table only ",
                      host->model_->limits().vocab_size, "; the file was put together from two models"));
   }
+  host->served_.kv_tokens_max = host->model_->FreeKvTokens();  // of an empty one
   std::vector<int32_t> eos_ids = EosIds(*host->file_, host->tokenizer_.get());
   host->energy_ = engine::FindEnergyMeter();
   engine::EngineOptions engine_options = options.engine;

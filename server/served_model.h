@@ -28,6 +28,7 @@ struct ServedModel {
   engine::SamplingParams sampling;  // defaults of requests
   std::vector<int32_t> eos_ids;
   int waiting_max = 0;
+  int64_t kv_tokens_max = 0;  // positions of the attention cache, all requests together
   uint64_t dram_budget_bytes = 0;                           // 0 = none
   std::function<std::vector<engine::MemoryPart>()> memory;  // may be empty
   std::function<storage::RowStoreStats()> row_stats;        // may be empty: no table on flash

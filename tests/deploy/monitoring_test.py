@@ -162,6 +162,12 @@ class RuleFilesTest(unittest.TestCase):
                 tested = set(re.findall(r"- name: (\w+)", file.read()))
         self.assertEqual(tested, set(re.findall(r"- alert: (\w+)", read("prometheus", "alerts.yml"))))
 
+    def test_recordings_have_the_values_that_others_look_for(self):
+        with harness.Folder() as folder:
+            shutil.copy(os.path.join(harness.DEPLOY, "prometheus", "recording.yml"), folder)
+            shutil.copy(os.path.join(harness.SOURCE, "tests", "deploy", "recording_test.yml"), folder)
+            harness.run(self.promtool, "test", "rules", "recording_test.yml", cwd=folder)
+
     def test_shortening_finds_its_places(self):
         text = "".join(read("prometheus", name) for name in RULES)
         for old in LOWERED:
@@ -221,6 +227,8 @@ class LiveTest(unittest.TestCase):
         dashboard = harness.load_json("grafana", "embergate.json")
         queries = [(panel["title"], target["expr"]) for panel in dashboard["panels"]
                    for target in panel.get("targets", [])]
+        queries += [("recordings for balancers", name) for name in
+                    re.findall(r"record: (vllm:\w+)", read("prometheus", "recording.yml"))]
         self.assertGreater(len(queries), 40)
         missing = dict((expression, title) for title, expression in queries)
 
