@@ -105,16 +105,20 @@ SMALL = {"--context": "160", "--slots": "2", "--threads": "1", "--dram-budget": 
 
 
 class Server:
-    """`embergate serve` on free ports; `prefix` is put before the command, such as another program that runs it."""
+    """`embergate serve` on free ports, with a tiny model and small limits where `args` say nothing else and `usual` is true;
+    `prefix` is put before the command, such as another program that runs it."""
 
-    def __init__(self, *args, prefix=(), env=None, host="127.0.0.1", port=0, metrics_port=0):
+    def __init__(self, *args, prefix=(), env=None, usual=True, host="127.0.0.1", port=0, metrics_port=0):
         self.folder = Folder(prefix="embergate-server-")
         self.log_path = self.folder.file("log")
         command = [*prefix, BINARY, "serve", *args]
-        for flag, value in {"--listen": "%s:%d" % (host, port), "--metrics": "%s:%d" % (host, metrics_port), **SMALL}.items():
+        more = {"--listen": "%s:%d" % (host, port), "--metrics": "%s:%d" % (host, metrics_port)}
+        if usual:
+            more.update(SMALL)
+        for flag, value in more.items():
             if flag not in args:
                 command += [flag, value]
-        if "--model" not in args:
+        if usual and "--model" not in args:
             command += ["--model", model()]
         with open(self.log_path, "w") as log:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
