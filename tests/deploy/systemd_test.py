@@ -89,7 +89,9 @@ class UnitTest(unittest.TestCase):
             with harness.Server() as server:
                 expected = server.metrics()["embergate_flash_reader_info"][0][0]["backend"]
             runner = os.path.join(harness.SOURCE, "tests", "deploy", "under_seccomp.py")
-            with harness.Server(prefix=[sys.executable, runner, path, "--"]) as server:
+            # A sanitizer's look for leaks at the end would need calls that the unit does not.
+            with harness.Server(prefix=[sys.executable, runner, path, "--"],
+                                env={"ASAN_OPTIONS": "detect_leaks=0"}) as server:
                 server.generate()
                 self.assertEqual(server.metrics()["embergate_flash_reader_info"][0][0]["backend"], expected)
                 self.assertEqual(server.stop(), 0)
