@@ -33,13 +33,13 @@ uint64_t RefRead(const uint8_t* p, size_t bytes) {
 }
 
 int64_t RefIntegerLoop(int64_t rounds, int32_t* result) {
-  int32_t sum[8] = {1, 2, 3, 4, 5, 6, 7, 8};
+  uint32_t sum[8] = {1, 2, 3, 4, 5, 6, 7, 8};  // these may wrap around
   for (int64_t i = 0; i < rounds; ++i) {
     for (int k = 0; k < 8; ++k) {
       sum[k] += sum[(k + 1) % 8] * 3;
     }
   }
-  *result = sum[0];
+  *result = static_cast<int32_t>(sum[0]);
   return rounds * 16;
 }
 
