@@ -29,7 +29,6 @@ NOT_HERE = {
     "(cd build && cpack": "package_test makes the package",
     "cpack": "package_test makes the package",
     "sudo": "changes the machine",
-    "node": "needs a package of npm",
     "build/embergate synth e2b.gguf": "writes 3.8 GB",
     "build/embergate bench e2b.gguf": "needs the file of the line before",
     "build/embergate serve --model models/": "needs a released model",
