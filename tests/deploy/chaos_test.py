@@ -44,7 +44,7 @@ class Client:
 def generate(address, seed, tokens=100, check=True):
     # A call that never ended would fail by its timeout, with another code.
     return harness.run(harness.BINARY, "generate", "--address", address, "--prompt", "number %d" % seed, "--temperature",
-                       "0", "--max-tokens", str(tokens), "--ignore-eos", "--timeout", "100", check=check, timeout=200)
+                       "0", "--max-tokens", str(tokens), "--ignore-eos", "--timeout", "3600", check=check, timeout=200)
 
 
 class KillTest(unittest.TestCase):

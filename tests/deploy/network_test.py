@@ -73,7 +73,7 @@ class NetworkTest(unittest.TestCase):
         before = len(line.seen)
         client = self.network.client_side.call(
             subprocess.Popen, [harness.BINARY, "generate", "--address", server.address, "--prompt", "Hello!",
-                               "--temperature", "0", "--max-tokens", str(tokens), "--ignore-eos", "--timeout", "300"],
+                               "--temperature", "0", "--max-tokens", str(tokens), "--ignore-eos", "--timeout", "86400"],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         self.addCleanup(client.communicate)
         self.addCleanup(client.kill)  # before that
