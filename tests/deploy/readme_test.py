@@ -42,6 +42,11 @@ NOT_HERE = {
     "build/row_store_bench": "minutes; the suite has its --smoke",
     "EMBERGATE_SOAK_READS=": "an hour; the suite has the test with fewer reads",
     "EMBERGATE_SOAK_SECONDS=": "an hour; the suite has the test with fewer seconds",
+    "EMBERGATE_CHAOS_SECONDS=": "half an hour; the suite has the test with fewer seconds",
+    "EMBERGATE_NETWORK_REQUESTS=": "the suite has the test with fewer requests",
+    "EMBERGATE_LOAD_REQUESTS=": "the suite has the test with fewer requests",
+    "EMBERGATE_RANDOM_REQUESTS=": "the suite has the test with fewer requests",
+    "build/latency_bench": "the suite has its --smoke",
     "build/prefix_bench": "prefix_cache_test looks at the same",
     "tests/bench/": "needs a cgroup of its own; load_test has the load",
 }
