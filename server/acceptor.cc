@@ -41,7 +41,7 @@ constexpr int kCalmMs = 50;
 constexpr int kFloodMs = 10;
 constexpr int kFloodWaitMs = 2000;
 constexpr uint64_t kFloodBytes = 16 << 10;  // of one connection, between two looks
-constexpr uint64_t kCallBytes = 512;        // as many as a call under way may well send
+constexpr uint64_t kCallBytes = 4 << 10;    // as many as a call under way may well send: acknowledgements, window updates
 // What the kernel keeps of a connection that we do not keep up with.
 constexpr int kReceiveBytes = 256 << 10;
 
