@@ -10,7 +10,7 @@
 namespace embergate::server {
 namespace {
 
-absl::Status Unavailable(absl::string_view message, absl::string_view reason) {
+absl::Status Refused(absl::string_view message, absl::string_view reason) {
   return WithRetry(WithReason(absl::UnavailableError(message), reason), absl::Seconds(1));
 }
 
@@ -85,21 +85,21 @@ absl::Status Lifecycle::Explain(absl::Status status) const {
     case Phase::kReady:
       break;
     case Phase::kLoading:
-      return Unavailable("another model is being loaded; the time to finish running requests is over", "LOADING");
+      return Refused("another model is being loaded; the time to finish running requests is over", "LOADING");
     case Phase::kDraining:
-      return Unavailable(status.message(), "DRAINING");
+      return Refused(status.message(), "DRAINING");
   }
   return status;
 }
 
 absl::StatusOr<ModelUse> Lifecycle::Serving() const {
   if (phase() == Phase::kDraining) {
-    return Unavailable("the server is shutting down", "DRAINING");
+    return Refused("the server is shutting down", "DRAINING");
   }
   if (ModelUse use = model(); use != nullptr) {
     return use;
   }
-  return Unavailable(absl::StrCat("loading the model, ", static_cast<int>(load_progress() * 100), " %"), "LOADING");
+  return Refused(absl::StrCat("loading the model, ", static_cast<int>(load_progress() * 100), " %"), "LOADING");
 }
 
 void Lifecycle::AwaitUnused(const ServedModel* model) const {
