@@ -124,9 +124,11 @@ TXT
 if $keep; then
   trap - EXIT
   rm -rf "$log" "$work"
+  printf '\nThe server goes on (process %s). Talk with it, watch it, look at its metrics, stop it:\n' "$server"
+  if [ "$address $metrics" != "127.0.0.1:50051 127.0.0.1:9464" ]; then
+    echo "  export EMBERGATE_ADDRESS=$address EMBERGATE_METRICS=$metrics"
+  fi
   cat <<TXT
-
-The server goes on (process $server). Talk with it, watch it, look at its metrics, stop it:
   $embergate chat --system "You are a gateway assistant."
   $embergate top
   http://$metrics/metrics

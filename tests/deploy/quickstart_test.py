@@ -56,6 +56,7 @@ class QuickstartTest(unittest.TestCase):
         pid = int(re.search(r"^  kill (\d+)$", result.stdout, re.M).group(1))
         self.addCleanup(lambda: os.path.exists("/proc/%d" % pid) and os.kill(pid, 9))
         self.assertEqual(self.health(), 0)
+        self.assertIn("  export EMBERGATE_ADDRESS=127.0.0.1:%d EMBERGATE_METRICS=127.0.0.1:" % self.port, result.stdout)
         os.kill(pid, 15)
         harness.wait_for("the server's end", lambda: self.health() != 0, 20)
 
