@@ -42,8 +42,12 @@ absl::Status AddDigest(absl::string_view hex, ApiClient& client) {
   if (client.keys.size() == kKeysMax) {
     return absl::InvalidArgumentError(absl::StrCat("has more than ", kKeysMax, " keys"));
   }
-  const std::string bytes = absl::HexStringToBytes(hex);
-  std::copy(bytes.begin(), bytes.end(), client.keys.emplace_back().begin());
+  for (uint8_t& byte : client.keys.emplace_back()) {
+    uint32_t value = 0;
+    (void)absl::SimpleHexAtoi(hex.substr(0, 2), &value);  // two digits, as was seen above
+    byte = static_cast<uint8_t>(value);
+    hex.remove_prefix(2);
+  }
   return absl::OkStatus();
 }
 
