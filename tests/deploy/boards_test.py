@@ -31,7 +31,7 @@ TRIES = 12
 PATIENCE = 90  # seconds that anything may take here; a few suffice
 # How a stream ends whose board dies in the middle of an answer: UNAVAILABLE where the board itself was asked, else
 # whatever gRPC makes of the gateway's RST_STREAM.
-AGAIN = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}
+AGAIN = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.CANCELLED}
 
 
 class Client(threading.Thread):

@@ -89,11 +89,13 @@ class Folder(tempfile.TemporaryDirectory):
         return os.path.join(self.name, *names)
 
 
-_models = Folder(prefix="embergate-deploy-")
+_models = None  # a folder from the first use on: a test that goes on in another interpreter leaves none behind
 
 
 def model():
     """A tiny Gemma 4 with a tokenizer and random weights; made on first use."""
+    global _models
+    _models = _models or Folder(prefix="embergate-deploy-")
     path = _models.file("tiny.gguf")
     if not os.path.exists(path):
         run(BINARY, "synth", path, "--shape", "gemma4-tiny", "--tokenizer",
