@@ -32,7 +32,7 @@ void UnaryReactor::Start(ModelUse model, engine::GenerateRequest request,
 void UnaryReactor::Refuse(const absl::Status& status) { FinishWith(status, nullptr); }
 
 void UnaryReactor::OnFinish(engine::FinishEvent event) {
-  ModelUse model;  // Complete needs it still; after that, the client may take its time
+  ModelUse model;  // Complete needs it still
   {
     absl::MutexLock lock(&mutex_);
     model = std::move(model_);
@@ -44,6 +44,7 @@ void UnaryReactor::OnFinish(engine::FinishEvent event) {
   if (status.ok()) {
     Complete(event);
   }
+  model.reset();  // before the call ends: after it, the server may be gone, which hears of the end of holds
   FinishWith(status, &event);
 }
 
