@@ -16,10 +16,6 @@
 namespace embergate::server {
 namespace {
 
-// gRPC's quota is the last resort: it ends streams, those of the oldest connections first, whoever has used it up. Before
-// that, the watch over the heap is to find out who floods us (Acceptor::WatchMemory).
-constexpr size_t kQuotaReserve = 192u << 20;
-
 // For the last messages of calls that were cancelled at a shutdown.
 constexpr absl::Duration kCancelGrace = absl::Milliseconds(500);
 
@@ -52,7 +48,7 @@ void SetLimits(const GrpcServerOptions& options, grpc::ServerBuilder& builder) {
   // It remembers every connection, which costs memory and tells who calls.
   builder.AddChannelArgument(GRPC_ARG_ENABLE_CHANNELZ, options.channelz ? 1 : 0);
   grpc::ResourceQuota quota("embergate");
-  quota.Resize(static_cast<size_t>(options.transport_bytes_max) + kQuotaReserve);
+  quota.Resize(static_cast<size_t>(options.transport_bytes_max));
   builder.SetResourceQuota(quota);
   // The only synchronous service is reflection: one poller is enough.
   builder.SetSyncServerOption(grpc::ServerBuilder::NUM_CQS, 1);
