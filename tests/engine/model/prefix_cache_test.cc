@@ -71,22 +71,25 @@ std::vector<int32_t> With(std::vector<int32_t> prefix, const std::vector<int32_t
   return prefix;
 }
 
+void ExpectSame(const std::vector<PositionLogprobs>& got, const std::vector<PositionLogprobs>& expected,
+                const std::string& what) {
+  ASSERT_EQ(got.size(), expected.size()) << what;
+  for (size_t i = 0; i < got.size(); ++i) {
+    EXPECT_EQ(got[i].chosen.logprob, expected[i].chosen.logprob) << what << " position " << i;
+    ASSERT_EQ(got[i].top.size(), expected[i].top.size());
+    for (size_t k = 0; k < got[i].top.size(); ++k) {
+      EXPECT_EQ(got[i].top[k].id, expected[i].top[k].id) << what;
+      EXPECT_EQ(got[i].top[k].logprob, expected[i].top[k].logprob) << what;
+    }
+  }
+}
+
 void ExpectSame(const RecordingSink& got, const RecordingSink& expected, const std::string& what) {
   ASSERT_TRUE(got.finish.has_value() && expected.finish.has_value()) << what;
   EXPECT_EQ(got.finish->reason, expected.finish->reason) << what << got.finish->status;
   EXPECT_EQ(got.ids, expected.ids) << what;
-  for (const auto& [a, b] :
-       {std::make_pair(&got.logprobs, &expected.logprobs), std::make_pair(&got.prompt, &expected.prompt)}) {
-    ASSERT_EQ(a->size(), b->size()) << what;
-    for (size_t i = 0; i < a->size(); ++i) {
-      EXPECT_EQ((*a)[i].chosen.logprob, (*b)[i].chosen.logprob) << what << " position " << i;
-      ASSERT_EQ((*a)[i].top.size(), (*b)[i].top.size());
-      for (size_t k = 0; k < (*a)[i].top.size(); ++k) {
-        EXPECT_EQ((*a)[i].top[k].id, (*b)[i].top[k].id) << what;
-        EXPECT_EQ((*a)[i].top[k].logprob, (*b)[i].top[k].logprob) << what;
-      }
-    }
-  }
+  ExpectSame(got.logprobs, expected.logprobs, what);
+  ExpectSame(got.prompt, expected.prompt, what + ", prompt");
   EXPECT_THAT(got.violations, IsEmpty());
 }
 
