@@ -133,6 +133,7 @@ class AbuseTest(ServerTest):
         harness.wait_for("the slot", lambda: self.server.metrics()["embergate_num_requests_running"][0][1] == 0)
 
 
+@unittest.skipIf(harness.SANITIZED, "memory of a sanitizer is not measured")
 class FloodTest(ServerTest):
     LONG = 12000  # tokens; seconds of a stream
     ARGS = ("--context", str(LONG + 100))
@@ -148,7 +149,6 @@ class FloodTest(ServerTest):
                                  "--temperature", "0", "--max-tokens", str(cls.LONG), "--ignore-eos"],
                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
-    @unittest.skipIf(harness.SANITIZED, "memory of a sanitizer is not measured")
     def test_rapid_resets_cost_bounded_memory(self):
         headers = http2.request_headers()
         reset = http2.CANCEL.to_bytes(4, "big")
@@ -206,7 +206,6 @@ class FloodTest(ServerTest):
         # work. How much the allocator gives back afterwards is its own affair.
         self.assertLess(peak[0], 448 * MIB)
 
-    @unittest.skipIf(harness.SANITIZED, "memory of a sanitizer is not measured")
     def test_headers_without_end_are_not_collected(self):
         def attack():
             with http2.Connection(self.server.address).settle() as endless:
