@@ -123,7 +123,7 @@ std::vector<std::string> FuzzSeeds() {
       "1536.5MiB",
   };
   // What these two write themselves.
-  const std::string& path = FileOf("");
+  const std::string path = FileOf("");
   embergate::engine::ModelInfo model;
   model.vocab_size = 1000;
   if (server::SaveHotList(path, model, {5, 6, 700}).ok()) {
