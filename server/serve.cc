@@ -101,14 +101,15 @@ int ServeUntilSignal(SignalPoller& poller, Reloader& reloader, ModelKeeper& keep
         return check.Alive(stats.running + stats.waiting > 0, stats.steps);
       });
     }
+    if (signal != 0 && signal != SIGHUP) {
+      return signal;
+    }
     if (signal == SIGHUP && keeper.busy()) {
       reloader.Reload();
       reload_later = true;  // what it asks for has to be compared with what comes out now
     } else if (signal == SIGHUP || (reload_later && !keeper.busy())) {
       next = reloader.Reload();
       reload_later = false;
-    } else if (signal != 0) {
-      return signal;
     } else {
       reloader.CheckFiles();
     }
