@@ -16,6 +16,8 @@ DEMO = os.path.join(harness.SOURCE, "tests", "demo_model")
 NOT_HERE = {
     "deploy/quickstart.sh": "quickstart_test runs it",
     "tests/run.sh": "it runs this test",
+    "tests/arm64.sh": "cross-builds; some minutes",
+    "tests/image.sh": "builds an image; some minutes",
     "proto/pin_released.sh": "it makes a release",
     "cmake -S tests/clients/cpp": "cpp_test builds it",
     "cmake --build build --target demo_model_test": "the suite has that test",

@@ -121,6 +121,8 @@ Outcome BehindOthers(int waiting_max, int deadline_ms) {
   for (std::thread& client : first) {
     client.join();
   }
+  // A client hears of its end a little before its slot is free.
+  EXPECT_TRUE(Eventually([&] { return server.engine().Snapshot().running + server.engine().Snapshot().waiting == 0; }));
   server.gate().Close();
   const uint64_t accepted_before = server.engine().Snapshot().requests_accepted;
   std::vector<std::unique_ptr<grpc::ClientContext>> contexts;
@@ -130,8 +132,8 @@ Outcome BehindOthers(int waiting_max, int deadline_ms) {
     readers.push_back(server.stub().Generate(contexts.back().get(), IdsRequest({2, 3}, 100)));
     const uint64_t accepted = accepted_before + static_cast<uint64_t>(i) + 1;
     EXPECT_TRUE(Eventually([&] { return server.engine().Snapshot().requests_accepted == accepted; }));
-    server.gate().AwaitWaiting();  // the first has the slot by now, and those after it find all places of the queue
   }
+  server.gate().AwaitWaiting();
   const Outcome outcome = GenerateWith(server.stub(), IdsRequest({2, 5}, 20), "", deadline_ms);
   server.gate().Open();
   for (auto& reader : readers) {

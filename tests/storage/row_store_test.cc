@@ -397,7 +397,8 @@ TEST_P(RowStoreReaderTest, PollAloneBringsEverything) {
 TEST_P(RowStoreReaderTest, AShortSubmissionOvertakesALongOne) {
   options_.queue_depth = 2;
   options_.test_hooks.faults = FaultOptions();
-  options_.test_hooks.faults->delay_ns_min = options_.test_hooks.faults->delay_ns_max = 1'000'000;
+  options_.test_hooks.faults->delay_ns_min = options_.test_hooks.faults->delay_ns_max =
+      10'000'000;  // a quarter of a second for all of them
   Open();
   std::vector<uint64_t> many;
   for (uint64_t row = 0; row < 100; row += 2) {
@@ -407,7 +408,7 @@ TEST_P(RowStoreReaderTest, AShortSubmissionOvertakesALongOne) {
   auto decode = store_->Submit(0, std::vector<uint64_t>{301});
   ASSERT_TRUE(store_->Wait(*decode).ok());
   EXPECT_FALSE(store_->Ready(*prefill));
-  EXPECT_GT(store_->Snapshot().backlog, 30u);
+  EXPECT_GT(store_->Snapshot().backlog, 5u);
   ASSERT_TRUE(store_->Wait(*prefill).ok());
 }
 
