@@ -117,19 +117,16 @@ absl::Status ModelKeeper::Run(const ModelHostOptions& options, absl::Duration dr
 }
 
 absl::Status ModelKeeper::Replace(ModelHostOptions options, absl::Duration drain_timeout) {
+  EMBERGATE_ASSIGN_OR_RETURN(const uint64_t bytes, ModelHost::Check(options));  // that it fits alone
   const std::vector<engine::MemoryPart> parts = service_->host->served().memory();
-  options.dram_taken_bytes = TotalBytes(parts) - SharedBytes(parts);
-  absl::StatusOr<uint64_t> bytes = ModelHost::Check(options);
-  const bool beside = bytes.ok();
-  if (absl::IsResourceExhausted(bytes.status())) {
-    options.dram_taken_bytes = 0;
-    bytes = ModelHost::Check(options);
-  }
-  EMBERGATE_RETURN_IF_ERROR(bytes.status());
-  spdlog::info("model change: {} needs {}, {}", options.path, HumanBytes(*bytes),
+  const uint64_t taken = TotalBytes(parts) - SharedBytes(parts);
+  const uint64_t budget = options.decoder.dram_budget_bytes;
+  const bool beside = budget == 0 || bytes + taken <= budget;
+  options.dram_taken_bytes = beside ? taken : 0;
+  spdlog::info("model change: {} needs {}, {}", options.path, HumanBytes(bytes),
                beside ? "which the DRAM budget holds beside the present model"
                       : "and the DRAM budget does not hold both: the present one is drained first");
-  WatchMemory(options, *bytes);
+  WatchMemory(options, bytes);
   const absl::Status replaced = beside ? ReplaceBeside(options) : ReplaceDrained(options, drain_timeout);
   if (service_ != nullptr) {
     WatchMemory(service_->options, 0);

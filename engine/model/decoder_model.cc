@@ -184,7 +184,7 @@ class GgufDecoderModel : public DecoderModel {
   }
 
   absl::Status Init(const storage::GgufFile& file, const DecoderOptions& options, const Progress& progress) {
-    // What depends on no weight is made while they are read: clearing its pages takes a tenth as long as loading.
+    // What depends on no weight is made while they are read, for the kernel to clear its pages meanwhile.
     absl::Status made;
     std::thread maker([&] { made = MakeState(file, options); });
     absl::StatusOr<Weights> weights = LoadWeights(file, config_, pool_, progress);

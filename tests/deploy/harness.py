@@ -158,6 +158,15 @@ class Server:
             self.process.wait()
             raise
 
+    def end_well(self):
+        """Stops it and removes what it wrote; shows its log if it did not end as it should."""
+        try:
+            if self.stop() != 0:
+                print(self.log())
+                raise AssertionError("the server did not end well")
+        finally:
+            self.__exit__()
+
     def __enter__(self):
         try:
             return self.wait_ready()

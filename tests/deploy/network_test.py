@@ -39,11 +39,8 @@ class NetworkTest(unittest.TestCase):
     @classmethod
     def tearDownClass(cls):
         try:
-            if cls.server.stop() != 0:
-                print(cls.server.log())
-                raise AssertionError("the server did not end well")
+            cls.server.end_well()
         finally:
-            cls.server.__exit__()
             cls.network.close()
 
     def setUp(self):

@@ -23,20 +23,13 @@
 #include "nlohmann/json.hpp"
 #include "tests/engine/model/model_fixture.h"
 #include "tests/support/memory_cgroup.h"
+#include "tests/support/sanitized.h"
 #include "tests/support/server_process.h"
-
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define EMBERGATE_SANITIZED 1
-#elif defined(__has_feature)
-#define EMBERGATE_SANITIZED (__has_feature(address_sanitizer) || __has_feature(thread_sanitizer))
-#else
-#define EMBERGATE_SANITIZED 0
-#endif
 
 namespace embergate {
 namespace {
 
-constexpr bool kMemoryCounts = !EMBERGATE_SANITIZED;  // a sanitizer's shadow is in no budget
+constexpr bool kMemoryCounts = !test::kSanitized;  // a sanitizer's shadow is in no budget
 
 using test::MemoryCgroup;
 using test::RunBinary;

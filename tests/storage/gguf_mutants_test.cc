@@ -21,15 +21,8 @@
 #include "gtest/gtest.h"
 #include "storage/gguf_file.h"
 #include "tests/support/gguf_bytes.h"
+#include "tests/support/sanitized.h"
 #include "tests/support/temp_folder.h"
-
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define EMBERGATE_UNDER_SANITIZER 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define EMBERGATE_UNDER_SANITIZER 1
-#endif
-#endif
 
 // ---- Counting allocations -----------------------------------------------------------------------
 

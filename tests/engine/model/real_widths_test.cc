@@ -13,14 +13,7 @@
 #include "engine/convert/synth.h"
 #include "gtest/gtest.h"
 #include "tests/engine/model/model_fixture.h"
-
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define EMBERGATE_SANITIZED 1
-#elif defined(__has_feature)
-#define EMBERGATE_SANITIZED (__has_feature(address_sanitizer) || __has_feature(thread_sanitizer))
-#else
-#define EMBERGATE_SANITIZED 0
-#endif
+#include "tests/support/sanitized.h"
 
 namespace embergate::engine {
 namespace {
@@ -140,7 +133,7 @@ class RealWidthsTest : public testing::TestWithParam<const char*> {
 };
 
 // Beyond the window of 512; a sanitizer's build would take minutes.
-constexpr int kPromptTokens = EMBERGATE_SANITIZED ? 24 : 540;
+constexpr int kPromptTokens = test::kSanitized ? 24 : 540;
 
 // A long prompt: in chunks of 1 to 512, alone on one thread and on two, and with every layer computed
 // for every token.
@@ -190,9 +183,9 @@ uint64_t ResidentBytes() {
 
 // The process grows by what Memory lists, within 3 % (and what Plan foretold), and by little while it loads.
 TEST_P(RealWidthsTest, MemoryIsWhatIsItemised) {
-#if EMBERGATE_SANITIZED
-  GTEST_SKIP() << "the sanitizer's own memory would be counted";
-#endif
+  if (test::kSanitized) {
+    GTEST_SKIP() << "the sanitizer's own memory would be counted";
+  }
   const std::string path = ModelPath(GetParam());
   const uint64_t before = ResidentBytes();
   // As many threads as Plan reckons with.
