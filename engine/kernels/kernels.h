@@ -92,9 +92,9 @@ struct MatMulOutput {
 };
 void MatMulAll(absl::Span<const MatMulOutput> products, MatMulInput& x, ThreadPool& pool);
 
-// y = gelu_tanh(gate x) * (up x), the first half of a gated feed-forward, in one pass where both matrices read x in the
-// same form: each part is activated while it is in the cache. Equals the two products and GeluTanhMul bit for bit. gate
-// and up have the same shape; `scratch` holds what y holds, with the same stride.
+// y = gelu_tanh(gate x) * (up x), the first half of a gated feed-forward; many tokens in one pass where both matrices
+// read x in the same form: each part is activated while it is in the cache. Equals the two products and GeluTanhMul bit
+// for bit. gate and up have the same shape; `scratch` holds what y holds, with the same stride.
 void MatMulGated(const Matrix& gate, const Matrix& up, MatMulInput& x, float* y, float* scratch, int64_t y_stride,
                  ThreadPool& pool);
 
