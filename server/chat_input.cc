@@ -1,12 +1,13 @@
 #include "server/chat_input.h"
 
-#include <algorithm>
 #include <utility>
 
 #include "absl/status/status.h"
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "engine/text/chat.h"
+#include "engine/text/json_util.h"
+#include "nlohmann/json.hpp"
 #include "server/status_mapping.h"
 
 namespace embergate::server {
@@ -18,36 +19,12 @@ constexpr int kToolCallsMax = 128;
 constexpr int kJsonDepthMax = 32;
 constexpr size_t kNameBytesMax = 128;
 
-// Deepest nesting of brackets outside strings. Cheap and linear, so it can run before the parser.
-int JsonDepth(absl::string_view text) {
-  int depth = 0;
-  int deepest = 0;
-  bool in_string = false;
-  for (size_t i = 0; i < text.size(); ++i) {
-    const char c = text[i];
-    if (in_string) {
-      if (c == '\\') {
-        ++i;
-      } else if (c == '"') {
-        in_string = false;
-      }
-    } else if (c == '"') {
-      in_string = true;
-    } else if (c == '{' || c == '[') {
-      deepest = std::max(deepest, ++depth);
-    } else if (c == '}' || c == ']') {
-      --depth;
-    }
-  }
-  return deepest;
-}
-
 // A JSON object in `text`, or null with a violation; empty text gives an empty object.
 nlohmann::json ObjectField(const std::string& text, const std::string& field, Violations& violations) {
   if (text.empty()) {
     return nlohmann::json::object();
   }
-  absl::StatusOr<nlohmann::json> json = ParseUntrustedJson(text, kJsonDepthMax);
+  absl::StatusOr<nlohmann::json> json = engine::ParseBoundedJson(text, kJsonDepthMax);
   if (!json.ok()) {
     violations.Add(field, std::string(json.status().message()));
     return nullptr;
@@ -137,17 +114,6 @@ nlohmann::json ParseTools(const v1::ChatInput& proto, Violations& violations) {
 }
 
 }  // namespace
-
-absl::StatusOr<nlohmann::json> ParseUntrustedJson(absl::string_view text, int depth_max) {
-  if (const int depth = JsonDepth(text); depth > depth_max) {
-    return absl::InvalidArgumentError(absl::StrCat("is nested ", depth, " deep; at most ", depth_max));
-  }
-  nlohmann::json json = nlohmann::json::parse(text.begin(), text.end(), nullptr, /*allow_exceptions=*/false);
-  if (json.is_discarded()) {
-    return absl::InvalidArgumentError("is not valid JSON");
-  }
-  return json;
-}
 
 absl::StatusOr<std::vector<int32_t>> ChatToIds(const v1::ChatInput& proto, const ServedModel& model,
                                                const RequestLimits& limits, Violations& violations) {

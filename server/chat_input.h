@@ -8,10 +8,8 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "absl/strings/string_view.h"
 #include "embergate/v1/input.pb.h"
 #include "engine/text/answer_parser.h"
-#include "nlohmann/json.hpp"
 #include "server/request_parser.h"
 #include "server/served_model.h"
 #include "server/violations.h"
@@ -27,10 +25,6 @@ absl::StatusOr<std::vector<int32_t>> ChatToIds(const v1::ChatInput& proto, const
 // thinking channel.
 std::unique_ptr<engine::AnswerParser> MakeAnswerParser(const engine::Tokenizer& tokenizer,
                                                        const std::vector<int32_t>& prompt);
-
-// Parses JSON that may come from anyone. Errors say what is wrong without quoting it: not JSON, nested deeper than
-// `depth_max`. Does not recurse.
-absl::StatusOr<nlohmann::json> ParseUntrustedJson(absl::string_view text, int depth_max);
 
 }  // namespace embergate::server
 

@@ -17,6 +17,7 @@
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "storage/base/errno_status.h"
 #include "storage/base/status_macros.h"
 #include "storage/crc32c.h"
 #include "storage/gguf_file.h"
@@ -42,27 +43,6 @@ void Put(std::string& out, T value) {
 void PutString(std::string& out, absl::string_view text) {
   Put(out, uint64_t{text.size()});
   out.append(text.data(), text.size());
-}
-
-absl::Status ErrnoStatus(int error, absl::string_view what) {
-  const std::string message = absl::StrCat(what, ": ", std::strerror(error));
-  switch (error) {
-    case ENOENT:
-    case ENOTDIR:
-      return absl::NotFoundError(message);
-    case EACCES:
-    case EPERM:
-    case EROFS:
-      return absl::PermissionDeniedError(message);
-    case EISDIR:
-      return absl::InvalidArgumentError(message);
-    case ENOSPC:
-    case EDQUOT:
-    case EFBIG:
-      return absl::ResourceExhaustedError(message);
-    default:
-      return absl::UnavailableError(message);
-  }
 }
 
 // Checksums of a tensor's rows in the making.

@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "storage/base/errno_status.h"
 
 namespace embergate::storage {
 namespace {
@@ -48,20 +49,9 @@ uint32_t LogicalBlockBytes(dev_t device) {
 }
 
 absl::Status OpenError(const std::string& path, int error) {
-  const std::string message = absl::StrCat("cannot open ", path, ": ", strerror(error));
-  switch (error) {
-    case ENOENT:
-    case ENOTDIR:
-      return absl::NotFoundError(message);
-    case EACCES:
-    case EPERM:
-      return absl::PermissionDeniedError(message);
-    case EMFILE:
-    case ENFILE:
-      return absl::ResourceExhaustedError(message + " (raise ulimit -n)");
-    default:
-      return absl::UnavailableError(message);
-  }
+  const bool files = error == EMFILE || error == ENFILE;
+  const absl::Status status = ErrnoStatus(error, absl::StrCat("cannot open ", path));
+  return files ? absl::Status(status.code(), absl::StrCat(status.message(), " (raise ulimit -n)")) : status;
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
+#include "storage/base/errno_status.h"
 #include "storage/base/status_macros.h"
 
 namespace embergate::engine {
@@ -41,8 +42,7 @@ absl::StatusOr<nlohmann::json> ParseJson(absl::string_view text, absl::string_vi
 absl::StatusOr<nlohmann::json> ReadJsonFile(const std::string& path, uint64_t bytes_max) {
   const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
   if (fd < 0) {
-    const std::string message = absl::StrCat("cannot open ", path, ": ", std::strerror(errno));
-    return errno == EACCES ? absl::PermissionDeniedError(message) : absl::NotFoundError(message);
+    return storage::ErrnoStatus(errno, absl::StrCat("cannot open ", path));
   }
   struct stat info {};
   std::string text;

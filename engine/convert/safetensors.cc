@@ -16,6 +16,7 @@
 #include "engine/convert/json_file.h"
 #include "engine/kernels/float16.h"
 #include "nlohmann/json.hpp"
+#include "storage/base/errno_status.h"
 #include "storage/base/status_macros.h"
 
 namespace embergate::engine {
@@ -55,24 +56,6 @@ bool CountElements(absl::Span<const uint64_t> shape, uint64_t* elements) {
     }
   }
   return true;
-}
-
-absl::Status ErrnoStatus(int error, absl::string_view what, const std::string& path) {
-  const std::string message = absl::StrCat(what, " ", path, ": ", std::strerror(error));
-  switch (error) {
-    case ENOENT:
-    case ENOTDIR:
-      return absl::NotFoundError(message);
-    case EACCES:
-    case EPERM:
-    case EROFS:
-      return absl::PermissionDeniedError(message);
-    case ENOSPC:
-    case EDQUOT:
-      return absl::ResourceExhaustedError(message);
-    default:
-      return absl::UnavailableError(message);
-  }
 }
 
 // Header entry while it is parsed: offsets are relative to the data section.
@@ -238,7 +221,7 @@ SafetensorsFile::~SafetensorsFile() { ::close(fd_); }
 absl::StatusOr<std::unique_ptr<SafetensorsFile>> SafetensorsFile::Open(const std::string& path) {
   const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
   if (fd < 0) {
-    return ErrnoStatus(errno, "cannot open", path);
+    return storage::ErrnoStatus(errno, absl::StrCat("cannot open ", path));
   }
   std::unique_ptr<SafetensorsFile> file(new SafetensorsFile(path, fd));
   EMBERGATE_RETURN_IF_ERROR(file->ReadHeader());
@@ -248,7 +231,7 @@ absl::StatusOr<std::unique_ptr<SafetensorsFile>> SafetensorsFile::Open(const std
 absl::Status SafetensorsFile::ReadHeader() {
   struct stat info {};
   if (::fstat(fd_, &info) != 0) {
-    return ErrnoStatus(errno, "cannot stat", path_);
+    return storage::ErrnoStatus(errno, absl::StrCat("cannot stat ", path_));
   }
   if (!S_ISREG(info.st_mode)) {
     return absl::InvalidArgumentError(absl::StrCat(path_, " is not a regular file"));
@@ -357,7 +340,7 @@ absl::Status SafetensorsFile::Read(const SafetensorsTensor& tensor, uint64_t off
       if (errno == EINTR) {
         continue;
       }
-      return ErrnoStatus(errno, absl::StrCat("cannot read byte ", at, " of"), path_);
+      return storage::ErrnoStatus(errno, absl::StrCat("cannot read byte ", at, " of ", path_));
     }
     if (got == 0) {
       return absl::DataLossError(absl::StrCat(path_, " became shorter: no byte ", at));
@@ -523,7 +506,7 @@ absl::StatusOr<std::unique_ptr<SafetensorsWriter>> SafetensorsWriter::Create(con
   const std::string partial = absl::StrCat(path, ".partial");
   const int fd = ::open(partial.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
   if (fd < 0) {
-    return ErrnoStatus(errno, "cannot create", partial);
+    return storage::ErrnoStatus(errno, absl::StrCat("cannot create ", partial));
   }
   return std::unique_ptr<SafetensorsWriter>(new SafetensorsWriter(path, fd));
 }
@@ -589,7 +572,7 @@ absl::Status SafetensorsWriter::WriteAll(const void* data, size_t bytes) {
       if (errno == EINTR) {
         continue;
       }
-      return ErrnoStatus(errno, "cannot write", absl::StrCat(path_, ".partial"));
+      return storage::ErrnoStatus(errno, absl::StrCat("cannot write ", path_, ".partial"));
     }
     from += done;
     bytes -= static_cast<size_t>(done);
@@ -623,13 +606,13 @@ absl::Status SafetensorsWriter::Finish() {
   }
   const std::string partial = absl::StrCat(path_, ".partial");
   if (::fsync(fd_) != 0) {
-    return ErrnoStatus(errno, "cannot write", partial);
+    return storage::ErrnoStatus(errno, absl::StrCat("cannot write ", partial));
   }
   const int fd = std::exchange(fd_, -1);
   if (::close(fd) != 0 || ::rename(partial.c_str(), path_.c_str()) != 0) {
     const int error = errno;
     ::unlink(partial.c_str());
-    return ErrnoStatus(error, "cannot finish", path_);
+    return storage::ErrnoStatus(error, absl::StrCat("cannot finish ", path_));
   }
   return absl::OkStatus();
 }

@@ -8,6 +8,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "engine/text/json_util.h"
 #include "engine/text/piece_table.h"
 #include "engine/text/vocabulary_internal.h"
 #include "nlohmann/json.hpp"
@@ -20,7 +21,6 @@ using ::nlohmann::json;
 
 constexpr size_t kConfigBytesMax = 16u << 20;      // Gemma 3's tokenizer_config.json has 1.2 MB
 constexpr size_t kTokenizerBytesMax = 256u << 20;  // Gemma 3's tokenizer.json has 33 MB
-constexpr int kJsonDepthMax = 64;
 
 // Markers that do not have the "<|...|>" look.
 constexpr absl::string_view kFormatTokens[] = {
@@ -68,16 +68,8 @@ absl::StatusOr<std::string> ReadOptionalTextFile(const std::string& path, size_t
 }
 
 absl::StatusOr<json> ParseSmallJson(absl::string_view text) {
-  bool too_deep = false;
-  const json::parser_callback_t guard = [&](int depth, json::parse_event_t, json&) {
-    too_deep = too_deep || depth > kJsonDepthMax;
-    return !too_deep;
-  };
-  json value = json::parse(text.begin(), text.end(), guard, /*allow_exceptions=*/false);
-  if (too_deep) {
-    return absl::InvalidArgumentError(absl::StrCat("JSON nested deeper than ", kJsonDepthMax));
-  }
-  if (value.is_discarded() || !value.is_object()) {
+  EMBERGATE_ASSIGN_OR_RETURN(json value, ParseBoundedJson(text));
+  if (!value.is_object()) {
     return absl::InvalidArgumentError("not a JSON object");
   }
   return value;

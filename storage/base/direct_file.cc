@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "storage/base/errno_status.h"
 #include "storage/base/status_macros.h"
 
 namespace embergate::storage {
@@ -38,18 +39,7 @@ absl::StatusOr<std::unique_ptr<DirectFile>> DirectFile::Open(const std::string& 
     fd = ::open(path.c_str(), kFlags);
   }
   if (fd < 0) {
-    const int error = errno;
-    const std::string message = absl::StrCat("cannot open '", path, "': ", std::strerror(error));
-    if (error == ENOENT || error == ENOTDIR) {
-      return absl::NotFoundError(message);
-    }
-    if (error == EACCES || error == EPERM) {
-      return absl::PermissionDeniedError(message);
-    }
-    if (error == EMFILE || error == ENFILE || error == ENOMEM) {
-      return absl::ResourceExhaustedError(message);
-    }
-    return absl::UnavailableError(message);
+    return ErrnoStatus(errno, absl::StrCat("cannot open '", path, "'"));
   }
   struct stat info {};
   if (::fstat(fd, &info) != 0 || !S_ISREG(info.st_mode)) {

@@ -10,7 +10,6 @@
 #include "absl/strings/match.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "server/chat_input.h"
 #include "server/status_mapping.h"
 #include "tests/server/scripted_server.h"
 
@@ -340,15 +339,6 @@ TEST(ScoreRequestTest, BoundsTheAnswer) {
   request.set_top(0);
   EXPECT_THAT(ViolatedFields(ParseScoreRequest(request, model, RequestLimits()).status()),
               ::testing::ElementsAre("input"));
-}
-
-TEST(UntrustedJsonTest, RefusesDepthAndNonsense) {
-  EXPECT_TRUE(ParseUntrustedJson(R"({"a":"[[[[[[[[","b":[1,{"c":"\"["}]})", 4).ok());
-  EXPECT_FALSE(ParseUntrustedJson("[[[[[]]]]]", 4).ok());
-  EXPECT_FALSE(ParseUntrustedJson("", 4).ok());
-  EXPECT_FALSE(ParseUntrustedJson("{\"a\":}", 4).ok());
-  EXPECT_FALSE(ParseUntrustedJson(std::string(1 << 20, '['), 32).ok());
-  EXPECT_FALSE(ParseUntrustedJson("{\"a\":\"\xff\xfe\"}", 4).ok()) << "not UTF-8";
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/text/json_util.h"
 #include "engine/text/python_text.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -294,6 +295,15 @@ TEST(PythonTextTest, SortsKeysWithoutRegardToCase) {
   std::string keys;
   for (const auto& [key, value] : DictSort(object)) keys += key + " ";
   EXPECT_EQ(keys, "A b B2 c ");
+}
+
+TEST(BoundedJsonTest, RefusesDepthAndNonsense) {
+  EXPECT_TRUE(ParseBoundedJson(R"({"a":"[[[[[[[[","b":[1,{"c":"\"["}]})", 4).ok());
+  EXPECT_FALSE(ParseBoundedJson("[[[[[]]]]]", 4).ok());
+  EXPECT_FALSE(ParseBoundedJson("", 4).ok());
+  EXPECT_FALSE(ParseBoundedJson("{\"a\":}", 4).ok());
+  EXPECT_FALSE(ParseBoundedJson(std::string(1 << 20, '['), 32).ok());
+  EXPECT_FALSE(ParseBoundedJson("{\"a\":\"\xff\xfe\"}", 4).ok()) << "not UTF-8";
 }
 
 }  // namespace
