@@ -394,7 +394,7 @@ void BenchCpu(const Scratch& scratch) {
     std::printf("  %-28s ours %.2f, kernel %.2f\n", checked ? "with CRC32C verification" : "without", Median(user),
                 Median(system));
   }
-  std::printf("  (CRC32C by %s)\n", std::string(storage::Crc32cBackend()).c_str());
+  std::printf("  (CRC32C by %s)\n", std::string(storage::Crc32cBackends().front().name).c_str());
 }
 
 // ---- Hashed n-grams: many short rows per token, no reuse ----
