@@ -348,7 +348,9 @@ void ReadScheduler::PrefetchRow(const BlockCompletion& completion) {
     return;
   }
   const RowCache::Entry& entry = rows_.EntryOf(op.head);
-  const uint64_t offset = rows_.TableOf(entry.key).OffsetOf(RowSet::RowOf(entry.key)) - op.begin;
+  const Table& table = rows_.TableOf(entry.key);
+  table.PrefetchChecksums(RowSet::RowOf(entry.key));
+  const uint64_t offset = table.OffsetOf(RowSet::RowOf(entry.key)) - op.begin;
   PrefetchCopy(rows_.DataOf(op.head), absl::MakeConstSpan(buffers_.data(op.buffer) + offset, entry.bytes));
 }
 
