@@ -31,6 +31,7 @@ absl::StatusOr<DeviceDepth> MeasureDepth(BlockReader& reader, BufferPool& buffer
   const uint64_t first = (offset + alignment - 1) / alignment;
   const uint64_t places = (offset + bytes - read_bytes) / alignment - first;
   std::vector<uint64_t> submit_ns(static_cast<size_t>(depth));
+  std::vector<uint64_t> read_at(static_cast<size_t>(depth));
   std::vector<double> latencies_us;
   std::vector<BlockCompletion> completions(static_cast<size_t>(depth));
   const auto queue = [&](uint32_t slot) {
@@ -39,6 +40,7 @@ absl::StatusOr<DeviceDepth> MeasureDepth(BlockReader& reader, BufferPool& buffer
     read.bytes = read_bytes;
     read.data = buffers.data(slot);
     read.tag = slot;
+    read_at[slot] = read.file_offset;
     submit_ns[slot] = MonotonicNs();
     reader.Queue(absl::MakeConstSpan(&read, 1));
   };
@@ -70,7 +72,7 @@ absl::StatusOr<DeviceDepth> MeasureDepth(BlockReader& reader, BufferPool& buffer
       const uint64_t done_ns = completions[i].done_ns != 0 ? completions[i].done_ns : now_ns;
       latencies_us.push_back(static_cast<double>(done_ns - std::min(done_ns, submit_ns[slot])) / 1e3);
       if (!file.direct()) {
-        file.DropPages(0, 0);
+        file.DropPages(read_at[slot], read_bytes);
       }
       if (now_ns < end_ns && failed.ok()) {
         queue(slot);

@@ -174,7 +174,11 @@ absl::Status TableFile::StopDirect() {
 }
 
 void TableFile::DropPages(uint64_t offset, uint64_t bytes) const {
-  posix_fadvise(fd_, static_cast<off_t>(offset), static_cast<off_t>(bytes), POSIX_FADV_DONTNEED);
+  // The kernel drops only pages that lie in the range as a whole; the read brought all that it touched.
+  const uint64_t page = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+  const uint64_t begin = offset / page * page;
+  const uint64_t end = (offset + bytes + page - 1) / page * page;
+  posix_fadvise(fd_, static_cast<off_t>(begin), static_cast<off_t>(end - begin), POSIX_FADV_DONTNEED);
 }
 
 absl::Status TableFile::CheckUnchanged() {

@@ -37,8 +37,8 @@ class TableFile {
   // From now on buffered, through the same descriptor: for a file system that takes the flag but refuses the reads.
   absl::Status StopDirect();
 
-  // Buffered files: drops the pages of [offset, offset + bytes) from the page cache. Clean pages of our own reading;
-  // best effort.
+  // Buffered files: drops the pages that [offset, offset + bytes) touches from the page cache. Clean pages of our own
+  // reading; best effort.
   void DropPages(uint64_t offset, uint64_t bytes) const;
 
   // OK while size and modification time are those of Open. A file that was replaced by renaming another over it is

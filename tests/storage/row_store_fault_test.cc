@@ -2,13 +2,13 @@
 // not: never zeros, never another row.
 #include <errno.h>
 #include <fcntl.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 
 #include <thread>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "tests/storage/page_cache.h"
 #include "tests/storage/row_store_fixture.h"
 
 namespace embergate::storage {
@@ -243,11 +243,14 @@ TEST_P(RowStoreFaultTest, AFileSystemThatRefusesDirectReadsIsReadBuffered) {
   if (!store_->Snapshot().direct_io) {
     GTEST_SKIP() << "no O_DIRECT here in the first place";
   }
+  DropCache(path_);
   ReadAndCompare(RandomRows(100, kRows, 7));
   const RowStoreStats stats = store_->Snapshot();
   EXPECT_FALSE(stats.direct_io);
   EXPECT_FALSE(stats.direct_reason.empty());
   EXPECT_EQ(stats.rows_failed, 0u);
+  // Its blocks are still those of direct reads, less than pages; the pages go all the same.
+  EXPECT_LT(CachedPages(path_), 10u);
 }
 
 TEST_P(RowStoreFaultTest, LatenciesOfASlowDeviceAreInTheHistogram) {
@@ -363,28 +366,6 @@ TEST_P(RowStoreIntegrityTest, AFileReplacedByRenamingStaysReadable) {
 
 // ---- Buffered reads ----
 
-// Pages of the file that are in the page cache.
-size_t CachedPages(const std::string& path) {
-  const int fd = open(path.c_str(), O_RDONLY);
-  struct stat info = {};
-  fstat(fd, &info);
-  const size_t bytes = static_cast<size_t>(info.st_size);
-  void* map = mmap(nullptr, bytes, PROT_READ, MAP_SHARED, fd, 0);
-  const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-  std::vector<unsigned char> in_core((bytes + page - 1) / page);
-  mincore(map, bytes, in_core.data());
-  munmap(map, bytes);
-  close(fd);
-  return static_cast<size_t>(std::count_if(in_core.begin(), in_core.end(), [](unsigned char c) { return c & 1; }));
-}
-
-void DropCache(const std::string& path) {
-  const int fd = open(path.c_str(), O_RDONLY);
-  fsync(fd);
-  posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
-  close(fd);
-}
-
 TEST_P(RowStoreReaderTest, BufferedReadsLeaveNothingInThePageCache) {
   options_.direct_io = false;
   options_.cache_bytes = 0;
@@ -395,6 +376,19 @@ TEST_P(RowStoreReaderTest, BufferedReadsLeaveNothingInThePageCache) {
   EXPECT_FALSE(store_->Snapshot().direct_io);
   EXPECT_TRUE(store_->Snapshot().direct_reason.empty());
   EXPECT_LT(CachedPages(path_), 10u);
+}
+
+TEST_P(RowStoreReaderTest, BufferedReadsLeaveOthersPagesAlone) {
+  options_.direct_io = false;
+  options_.cache_bytes = 0;
+  Open();
+  DropCache(path_);
+  ReadPage(path_, 0);    // somebody else's
+  ReadPage(path_, 300);  // far from the rows below
+  ReadAndCompare({10, 11, 12});
+  EXPECT_TRUE(ResidentPages(path_)[0]);
+  EXPECT_TRUE(ResidentPages(path_)[300]);
+  EXPECT_EQ(CachedPages(path_), 2u);
 }
 
 TEST_P(RowStoreReaderTest, DirectReadsNeverEnterThePageCache) {
