@@ -46,6 +46,8 @@ class BlockReader {
   // Hands all staged reads to the device in one system call at most; does not wait for it. An error means that the
   // reader is unusable from now on.
   virtual absl::Status Flush() = 0;
+  // Not OK once the reader is unusable, whichever call found out.
+  virtual absl::Status broken() const { return absl::OkStatus(); }
   // Hands over what is staged, waits until `min_count` completions are there or `timeout_ns` has passed (0: does not
   // wait), and takes up to out.size() of them. Returns how many, possibly fewer than `min_count`.
   virtual size_t Reap(absl::Span<BlockCompletion> out, size_t min_count, uint64_t timeout_ns) = 0;

@@ -65,6 +65,8 @@ class FaultReader final : public BlockReader {
     }
   }
 
+  absl::Status broken() const override { return inner_->broken(); }
+
   absl::Status Flush() override {
     if (flushes_++ >= options_.flushes_max) {
       return absl::UnavailableError("the reader broke down (injected)");

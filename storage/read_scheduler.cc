@@ -290,6 +290,9 @@ void ReadScheduler::Pump(size_t min_count, uint64_t timeout_ns) {
                                      min_count > 0 ? timeout_ns : 0);
   const uint64_t now_ns = MonotonicNs();
   last_reap_ns_ = now_ns;
+  if (count == 0) {
+    BreakDown(reader_->broken());
+  }
   if (count == 0 && in_flight_ == 0 && min_count > 0) {
     FailBacklog(RowFailure::kTimeout, ETIMEDOUT);
     return;
@@ -570,7 +573,7 @@ void ReadScheduler::BreakDown(const absl::Status& status) {
   if (status.ok() || !broken_.ok()) {
     return;
   }
-  broken_ = status;
+  broken_ = absl::Status(status.code(), absl::StrCat(status.message(), "; nothing can be read until a restart"));
   for (uint32_t buffer = 0; buffer < op_of_buffer_.size(); ++buffer) {
     const uint32_t index = op_of_buffer_[buffer];
     if (index != kNone && ops_[index].in_flight) {

@@ -237,6 +237,8 @@ template <typename RowAt>
 absl::StatusOr<RowTicket> RowStoreImpl::SubmitAny(size_t count, RowAt row_at, uint64_t prefix_bytes, When when,
                                                   bool fresh) {
   if (!reads_->broken().ok()) {
+    counters_.rows_failed.Add(count);
+    counters_.failures_in_a_row.Add(count);
     return reads_->broken();
   }
   if (count > static_cast<size_t>(options_.rows_per_ticket_max)) {

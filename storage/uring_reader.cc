@@ -35,6 +35,10 @@ int RegisterRestrictions(int ring_fd, io_uring_restriction* rules, unsigned coun
 int EnableRing(int ring_fd) {
   return syscall(__NR_io_uring_register, ring_fd, IORING_REGISTER_ENABLE_RINGS, nullptr, 0) < 0 ? errno : 0;
 }
+// Asks a ring that is not enabled yet for nothing. The kernel says EBADFD; a filter in front of it says something else.
+int TryEnter(int ring_fd) { return syscall(__NR_io_uring_enter, ring_fd, 0, 0, 0, nullptr, 0) < 0 ? errno : 0; }
+
+bool IsRefusal(int error) { return error == EPERM || error == EACCES || error == ENOSYS; }
 
 // What an administrator can do about a refused io_uring_setup.
 std::string ExplainSetupError(int error) {
@@ -84,7 +88,13 @@ class UringReader final : public BlockReader {
     if ((ring_.features & IORING_FEAT_EXT_ARG) == 0) {
       return absl::UnavailableError("this kernel's io_uring cannot wait with a timeout (it needs Linux 5.11 or later)");
     }
+    if (error = TryEnter(ring_.ring_fd); IsRefusal(error)) {
+      return absl::UnavailableError(ExplainSetupError(error));
+    }
     error = -io_uring_register_files(&ring_, files.data(), static_cast<unsigned>(files.size()));
+    if (IsRefusal(error)) {
+      return absl::UnavailableError(ExplainSetupError(error));
+    }
     if (error != 0) {
       return absl::UnavailableError(absl::StrCat("registering files with io_uring failed: ", strerror(error),
                                                  error == EMFILE ? " (raise ulimit -n)" : ""));
@@ -115,19 +125,17 @@ class UringReader final : public BlockReader {
   }
 
   absl::Status Flush() override {
-    if (absl::Status status = EnableOnce(); !status.ok()) {
-      return status;
-    }
     // EINTR, EAGAIN and EBUSY leave the entries staged: the next Flush or Reap takes them.
-    if (staged_ > 0) {
-      return Account(io_uring_submit(&ring_));
+    if (EnableOnce() && staged_ > 0) {
+      Account(io_uring_submit(&ring_));
     }
-    return absl::OkStatus();
+    return broken_;
   }
+  absl::Status broken() const override { return broken_; }
 
   size_t Reap(absl::Span<BlockCompletion> out, size_t min_count, uint64_t timeout_ns) override {
-    if (!EnableOnce().ok()) {
-      return 0;
+    if (!EnableOnce()) {
+      return Take(out);
     }
     size_t count = Take(out);
     const uint64_t deadline_ns = timeout_ns == 0 ? 0 : MonotonicNs() + timeout_ns;
@@ -146,17 +154,16 @@ class UringReader final : public BlockReader {
         io_uring_cqe* unused = nullptr;
         const int result =
             io_uring_submit_and_wait_timeout(&ring_, &unused, static_cast<unsigned>(wanted - count), &left, nullptr);
-        if (!AccountWait(result)) {
-          return count + Take(out.subspan(count));
-        }
+        AccountWait(result);
         count += Take(out.subspan(count));
+        if (!broken_.ok()) {
+          return count;
+        }
         continue;
       }
       // Without waiting: hand over what is staged, and let deferred completions run.
       if (staged_ > 0 || (deferred_ && count == 0)) {
-        if (!Account(io_uring_submit_and_get_events(&ring_)).ok()) {
-          return count;
-        }
+        Account(io_uring_submit_and_get_events(&ring_));
         count += Take(out.subspan(count));
       }
       return count;
@@ -229,35 +236,31 @@ class UringReader final : public BlockReader {
     }
   }
 
-  absl::Status EnableOnce() {
-    if (enabled_) {
-      return absl::OkStatus();
+  // Whether the ring is usable.
+  bool EnableOnce() {
+    if (!enabled_ && broken_.ok()) {
+      const int error = EnableRing(ring_.ring_fd);
+      if (error != 0) {
+        broken_ = absl::UnavailableError(absl::StrCat("enabling the io_uring failed: ", strerror(error)));
+      }
+      enabled_ = error == 0;
     }
-    const int error = EnableRing(ring_.ring_fd);
-    if (error != 0) {
-      return absl::UnavailableError(absl::StrCat("enabling the io_uring failed: ", strerror(error)));
-    }
-    enabled_ = true;
-    return absl::OkStatus();
+    return broken_.ok();
   }
 
   // `result` of a submission: entries taken, or -errno.
-  absl::Status Account(int result) {
+  void Account(int result) {
     if (result >= 0) {
       staged_ -= std::min<size_t>(staged_, static_cast<size_t>(result));
-      return absl::OkStatus();
+    } else if (result != -EINTR && result != -EAGAIN && result != -EBUSY && result != -ETIME) {
+      broken_ = absl::UnavailableError(absl::StrCat("io_uring_enter failed: ", strerror(-result)));
     }
-    if (result == -EINTR || result == -EAGAIN || result == -EBUSY || result == -ETIME) {
-      return absl::OkStatus();
-    }
-    return absl::UnavailableError(absl::StrCat("io_uring_enter failed: ", strerror(-result)));
   }
 
   // As Account for a wait, whose result says nothing about the submission when it timed out: the ring itself knows.
-  // Whether to wait again.
-  bool AccountWait(int result) {
+  void AccountWait(int result) {
+    Account(std::min(result, 0));
     staged_ = io_uring_sq_ready(&ring_);
-    return result >= 0 || result == -EINTR || result == -EAGAIN || result == -EBUSY || result == -ETIME;
   }
 
   size_t Take(absl::Span<BlockCompletion> out) {
@@ -284,6 +287,7 @@ class UringReader final : public BlockReader {
   bool enabled_ = false;
   uint32_t queue_depth_ = 0;
   size_t staged_ = 0;
+  absl::Status broken_;
   std::string shortcomings_;
 };
 

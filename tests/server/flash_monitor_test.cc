@@ -46,10 +46,14 @@ class FlashFaultTest : public ::testing::Test {
  protected:
   // Every read fails until `faults` have.
   void Start(uint64_t faults) {
+    storage::FaultOptions options;
+    options.io_error = 1;
+    options.faults_max = faults;
+    Start(options);
+  }
+  void Start(const storage::FaultOptions& faults) {
     ModelHostOptions options = TinyOptions(TinyModel(folder_));
-    options.decoder.rows.test_hooks.faults.emplace();
-    options.decoder.rows.test_hooks.faults->io_error = 1;
-    options.decoder.rows.test_hooks.faults->faults_max = faults;
+    options.decoder.rows.test_hooks.faults = faults;
     server_ = std::make_unique<TinyServer>(options);
     health_ = grpc::health::v1::Health::NewStub(server_->channel());
     monitor_ = std::make_unique<FlashMonitor>(
@@ -98,6 +102,21 @@ TEST_F(FlashFaultTest, ADeviceThatStaysDeadKeepsTheServerOutOfService) {
   // Requests are still answered, and truly.
   EXPECT_EQ(Generate(server_->stub(), IdsRequest({5, 6}, 4)).status.error_code(), grpc::StatusCode::UNAVAILABLE);
   server_->server().lifecycle().SetDraining();
+  EXPECT_FALSE(Serving());
+}
+
+// Nothing is read any more, so nothing fails: what is refused has to count.
+TEST_F(FlashFaultTest, AReaderThatBrokeDownTakesTheServerOutOfService) {
+  storage::FaultOptions faults;
+  faults.flushes_max = 0;
+  Start(faults);
+  EXPECT_TRUE(Serving());
+  for (int i = 0; i < 3; ++i) {  // one row each
+    EXPECT_EQ(Generate(server_->stub(), IdsRequest({100 + i}, 4)).status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  }
+  EXPECT_TRUE(Eventually([&] { return !Serving(); }));
+  const uint64_t before = server_->host().served().row_stats().rows_failed;
+  EXPECT_TRUE(Eventually([&] { return server_->host().served().row_stats().rows_failed >= before + 12; }));
   EXPECT_FALSE(Serving());
 }
 

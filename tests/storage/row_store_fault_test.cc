@@ -222,7 +222,9 @@ TEST_P(RowStoreFaultTest, AReaderThatBreaksDownFailsWhatWaitsAndTakesNoMore) {
   }
   EXPECT_EQ(store_->Submit(0, std::vector<uint64_t>{3}).status().code(), absl::StatusCode::kUnavailable);
   EXPECT_EQ(store_->Stage(0, std::vector<uint64_t>{3}).status().code(), absl::StatusCode::kUnavailable);
-  EXPECT_EQ(store_->Snapshot().rows_failed, 3u);
+  // Those that are refused count too: readiness has to go down and stay down.
+  EXPECT_EQ(store_->Snapshot().rows_failed, 5u);
+  EXPECT_EQ(store_->Snapshot().failures_in_a_row, 5u);
 }
 
 TEST_P(RowStoreFaultTest, TornDataIsCaughtByTheChecksumAndReadAgain) {

@@ -21,11 +21,11 @@ namespace {
 
 using testing::HasSubstr;
 
-// From now on this process's io_uring_setup answers `error`.
-bool RefuseUring(int error) {
+// From now on one of this process's system calls answers `error`.
+bool RefuseUring(int error, uint32_t call = SYS_io_uring_setup) {
   sock_filter program[] = {
       BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
-      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_io_uring_setup, 0, 1),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, call, 0, 1),
       BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | static_cast<uint32_t>(error)),
       BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
   };
@@ -79,6 +79,56 @@ TEST_F(RowStoreRefusalTest, ASeccompFilterMeansPreadWithTheReason) {
     }
     EXPECT_EQ(result, 0) << strerror(error);
   }
+}
+
+// A profile that was given one of the three calls and not the others.
+TEST_F(RowStoreRefusalTest, AFilterOfAnyOfItsCallsMeansPreadWithTheReason) {
+  for (const uint32_t call : {SYS_io_uring_enter, SYS_io_uring_register}) {
+    for (const int error : {EPERM, ENOSYS}) {
+      const int result = InChild([&] { return RefuseUring(error, call) ? ReadThrough("pread", "seccomp") : 77; });
+      if (result == 77) {
+        GTEST_SKIP() << "no seccomp here";
+      }
+      EXPECT_EQ(result, 0) << call << " " << strerror(error);
+    }
+  }
+}
+
+// A ring that stops working altogether: whoever waits learns it at once, and so does everybody after.
+TEST_F(RowStoreRefusalTest, ARingThatBreaksDownEndsEveryWait) {
+  options_.reader = ReaderKind::kUring;
+  options_.cache_bytes = 0;
+  options_.read_timeout_ms = 60'000;
+  if (!RowStore::Create({spec_}, options_).ok()) {
+    GTEST_SKIP() << "no io_uring";
+  }
+  const int result = InChild([&] {
+    auto store = RowStore::Create({spec_}, options_);
+    const std::vector<uint64_t> rows = RandomRows(100, kRows, 1);
+    auto good = (*store)->Submit(0, rows);
+    if (!good.ok() || !(*store)->Wait(*good).ok()) {
+      return 1;
+    }
+    (*store)->Release(*good);
+    auto caught = (*store)->Submit(0, rows);  // more than are sent at once
+    if (!RefuseUring(EOWNERDEAD, SYS_io_uring_enter)) {
+      return 77;
+    }
+    alarm(20);
+    const absl::Status status = (*store)->Wait(*caught);
+    if (!absl::IsUnavailable(status) || status.message().find("restart") == absl::string_view::npos) {
+      return 2;
+    }
+    const uint64_t failed = (*store)->Snapshot().rows_failed;
+    if (!absl::IsUnavailable((*store)->Submit(0, rows).status())) {
+      return 3;
+    }
+    return (*store)->Snapshot().rows_failed == failed + 100 && (*store)->Snapshot().in_flight == 0 ? 0 : 4;
+  });
+  if (result == 77) {
+    GTEST_SKIP() << "no seccomp here";
+  }
+  EXPECT_EQ(result, 0);
 }
 
 TEST_F(RowStoreRefusalTest, UringByNameFailsInstead) {
