@@ -1,5 +1,5 @@
 // Rows of fixed-size-row tables, read from flash on demand: row ids in, bytes out. Knows nothing of tokens,
-// layers or models. Memory is fixed at Create; nothing is allocated afterwards (an error's message excepted).
+// layers or models. Memory is fixed at Create; only errors' messages, HotRows and Snapshot allocate afterwards.
 //
 // How a submission becomes reads: rows in DRAM are pinned; rows that an earlier submission is reading are joined; the
 // rest are sorted by offset, rows that share or nearly share device blocks become one read, and as many reads as the
@@ -124,8 +124,8 @@ class RowStore {
   // As SubmitRows, but rows in the cache are read again, to learn whether the device answers.
   virtual absl::StatusOr<RowTicket> SubmitFresh(absl::Span<const RowId> rows) = 0;
 
-  // Takes in what has completed and sends what waits, without blocking. One system call at most. Call it between
-  // layers while a long submission is under way.
+  // Takes in what has completed and sends what waits, without blocking. A few system calls, however many rows. Call it
+  // between layers while a long submission is under way.
   virtual void Poll() = 0;
 
   // Blocks until every row of the ticket is there or has failed. OK, or the first error; the others' rows are

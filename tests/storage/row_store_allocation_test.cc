@@ -47,15 +47,23 @@ TEST_P(RowStoreAllocationTest, NothingAfterCreate) {
   options_.read_attempts_max = 50;
   Open();
   std::vector<std::vector<uint64_t>> submissions;
-  for (uint64_t seed = 0; seed < 30; ++seed) {
+  std::vector<std::vector<RowId>> named;  // the same, each row with its table
+  for (uint64_t seed = 0; seed < 40; ++seed) {
     submissions.push_back(RandomRows(seed % 3 == 0 ? 140 : 5, kRows, seed));
+    named.emplace_back();
+    for (const uint64_t row : submissions.back()) {
+      named.back().push_back({0, row});
+    }
   }
   uint64_t sum = 0;
   const uint64_t before = g_allocations.load();
   RowTicket previous;
   for (size_t i = 0; i < submissions.size(); ++i) {
-    auto ticket = i % 3 == 0 ? store_->Stage(0, submissions[i], i % 4 == 0 ? 4080 : 0)
-                             : store_->Submit(0, submissions[i], i % 4 == 0 ? 4080 : 0);
+    const uint64_t prefix = i % 4 == 0 ? 4080 : 0;
+    auto ticket = i % 3 == 0   ? store_->Stage(0, submissions[i], prefix)
+                  : i % 5 == 1 ? store_->SubmitRows(named[i], prefix)
+                  : i % 5 == 2 ? store_->SubmitFresh(named[i])
+                               : store_->Submit(0, submissions[i], prefix);
     if (!ticket.ok()) {
       abort();
     }
@@ -64,8 +72,9 @@ TEST_P(RowStoreAllocationTest, NothingAfterCreate) {
         abort();
       }
       if (i % 5 != 0) {
-        sum += store_->Row(previous, 0)[0];
+        sum += store_->Row(previous, 0)[0] + store_->Counts(previous).read;
       }
+      store_->Poll();
       store_->Release(previous);
     }
     previous = *ticket;

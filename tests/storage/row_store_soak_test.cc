@@ -43,6 +43,8 @@ TEST_P(RowStoreSoakTest, EveryRowUnderFaultsIsRightOrSaysWhyNot) {
   faults.torn = 0.05;
   faults.late = 0.002;
   faults.late_ns = 40'000'000;
+  faults.lost = 0.001;
+  faults.lost_max = 3;  // each costs a buffer for good, and there are four to spare
   options_.test_hooks.faults = faults;
   options_.read_timeout_ms = 20;
   options_.read_attempts_max = 4;
