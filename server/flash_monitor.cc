@@ -4,6 +4,8 @@
 
 #include <utility>
 
+#include "absl/strings/str_cat.h"
+
 namespace embergate::server {
 
 bool FlashHealth::Update(const storage::RowStoreStats& stats) {
@@ -17,6 +19,18 @@ bool FlashHealth::Update(const storage::RowStoreStats& stats) {
     healthy_ = failed == 0 && read > 0;
   }
   return healthy_;
+}
+
+std::string DescribeReader(const storage::RowStoreStats& stats) {
+  std::string text = absl::StrCat(stats.backend, stats.direct_io ? " with O_DIRECT" : ", buffered");
+  if (!stats.backend_reason.empty()) {
+    absl::StrAppend(&text, stats.backend == "io_uring" ? "; it goes without: " : "; io_uring is not in use: ",
+                    stats.backend_reason);
+  }
+  if (!stats.direct_reason.empty()) {
+    absl::StrAppend(&text, "; O_DIRECT is not in use: ", stats.direct_reason);
+  }
+  return text;
 }
 
 FlashMonitor::FlashMonitor(Lifecycle& lifecycle, std::function<storage::RowStoreStats()> stats,
@@ -42,6 +56,7 @@ void FlashMonitor::Every(absl::Duration period, std::function<void()> task) {
 void FlashMonitor::Run() {
   FlashHealth health;
   bool was_healthy = true;
+  bool was_direct = stats_().direct_io;
   absl::Time last_task = absl::Now();
   while (true) {
     std::function<void()> task;
@@ -56,6 +71,10 @@ void FlashMonitor::Run() {
       }
     }
     const storage::RowStoreStats stats = stats_();
+    if (was_direct && !stats.direct_io) {  // a file system that takes the flag and refuses the reads
+      was_direct = false;
+      spdlog::warn("row reader: {}", DescribeReader(stats));
+    }
     const bool healthy = health.Update(stats);
     if (healthy != was_healthy) {
       was_healthy = healthy;

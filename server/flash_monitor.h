@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <string>
 #include <thread>
 
 #include "absl/base/thread_annotations.h"
@@ -31,6 +32,9 @@ class FlashHealth {
   uint64_t failed_ = 0;
   uint64_t read_ = 0;
 };
+
+// How rows are read and what that goes without, for the log: "io_uring with O_DIRECT", "pread, buffered; ...".
+std::string DescribeReader(const storage::RowStoreStats& stats);
 
 // Threads: one of its own from creation to destruction, which alone calls the functions given here.
 class FlashMonitor {

@@ -278,10 +278,11 @@ void AddModel(const ServedModel& model, Page& page) {
 }
 
 void AddFlash(const storage::RowStoreStats& stats, bool flash_healthy, Page& page) {
+  const bool both = !stats.backend_reason.empty() && !stats.direct_reason.empty();
   page.Begin(MetricType::Gauge, "embergate_flash_reader_info",
-             "Always 1; the labels tell how rows are read, and why not through io_uring.");
+             "Always 1; the labels tell how rows are read, and why not through io_uring and O_DIRECT.");
   page.Sample(1, {{"backend", stats.backend},
-                  {"reason", stats.backend_reason},
+                  {"reason", absl::StrCat(stats.backend_reason, both ? "; " : "", stats.direct_reason)},
                   {"direct_io", stats.direct_io ? "true" : "false"}});
   page.Counter("embergate_rows_requested_total", "Rows asked for.", static_cast<double>(stats.rows_requested));
   page.Counter("embergate_rows_deduplicated_total", "Of these, repeated within one submission.",

@@ -50,8 +50,7 @@ void LogModel(const ServedModel& model) {
     const storage::RowStoreStats stats = model.row_stats();
     spdlog::info("on flash: per-layer embedding table, {} of the file's {}", HumanBytes(info.table_bytes),
                  HumanBytes(info.file_bytes));
-    spdlog::info("row reader: {}{}{}{}", stats.backend, stats.direct_io ? " with O_DIRECT" : ", buffered",
-                 stats.backend_reason.empty() ? "" : "; io_uring is not in use: ", stats.backend_reason);
+    spdlog::info("row reader: {}", DescribeReader(stats));
     spdlog::info("rows are {}", stats.checksum_bytes > 0
                                     ? "checked by CRC32C as they are read"
                                     : "not checked: the file has no checksums (embergate checksum adds them)");

@@ -42,6 +42,21 @@ TEST(FlashHealthTest, OneBadBlockIsNone) {
   }
 }
 
+TEST(DescribeReaderTest, SaysWhatIsInUseAndWhyNotMore) {
+  storage::RowStoreStats stats;
+  stats.backend = "io_uring";
+  stats.direct_io = true;
+  EXPECT_EQ(DescribeReader(stats), "io_uring with O_DIRECT");
+  stats.backend_reason = "buffers not registered";
+  EXPECT_EQ(DescribeReader(stats), "io_uring with O_DIRECT; it goes without: buffers not registered");
+  stats.direct_io = false;
+  stats.backend = "pread";
+  stats.backend_reason = "refused";
+  stats.direct_reason = "the file system refuses it";
+  EXPECT_EQ(DescribeReader(stats),
+            "pread, buffered; io_uring is not in use: refused; O_DIRECT is not in use: the file system refuses it");
+}
+
 class FlashFaultTest : public ::testing::Test {
  protected:
   // Every read fails until `faults` have.
