@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/convert/table_checksums.h"
 #include "engine/engine.h"
 #include "gtest/gtest.h"
 #include "tests/engine/model/model_fixture.h"
@@ -86,6 +87,72 @@ TEST(StepTest, RowUseCountsDistinctRowsAndHits) {
     model->CloseSlot(0);
   }
   EXPECT_EQ(model->SlotKvBytes(0), 0u);
+}
+
+// Tokens that only feed keys and values need the part of their row that the first layers use, and that is all that is
+// read.
+TEST(StepTest, APromptWithoutLogitsReadsTheFirstLayersPartOfItsRows) {
+  const std::string path = GoldenGguf(kModel);
+  auto file = storage::GgufFile::Open(path);
+  ASSERT_TRUE(file.ok()) << file.status();
+  const storage::GgufTensor* table = (*file)->FindTensor("per_layer_token_embd.weight");
+  const auto config = ReadModelConfig(**file);
+  ASSERT_TRUE(table != nullptr && config.ok()) << config.status();
+  const uint64_t part = PrefixBytes(
+      table->type, static_cast<uint64_t>(config->common_layers()) * static_cast<uint64_t>(config->ple_width));
+  ASSERT_GT(part, 0u);
+  ASSERT_LT(part, table->row_bytes());
+  DecoderOptions options = TestOptions();
+  options.rows.cache_bytes = 0;
+  LoadedModel model = LoadModel(path, options);
+  ASSERT_NE(model.model, nullptr);
+  ASSERT_TRUE(model->OpenSlot(0, 16).ok());
+  std::vector<float> logits(static_cast<size_t>(model.vocab()));
+  const std::vector<int32_t> head = {2, 17, 100, 250, 300};
+  const std::vector<int32_t> tail = {30, 40, 50};
+  Chunk chunk = MakeChunk(0, head, 0, LogitsWanted::kNone);
+  ASSERT_TRUE(model->Step(absl::MakeSpan(&chunk, 1), {}, nullptr).ok());
+  ASSERT_TRUE(chunk.status.ok()) << chunk.status;
+  EXPECT_EQ(model->RowStats().bytes_useful, head.size() * part);
+  chunk = MakeChunk(0, tail, static_cast<int>(head.size()), LogitsWanted::kLast);
+  ASSERT_TRUE(model->Step(absl::MakeSpan(&chunk, 1), absl::MakeSpan(logits), nullptr).ok());
+  EXPECT_EQ(model->RowStats().bytes_useful, head.size() * part + tail.size() * table->row_bytes());
+}
+
+// While a chunk is computed, the rows of the next one are read, and those of a waiting request's first one.
+TEST(StepTest, RowsAreAskedForBeforeTheStepThatNeedsThem) {
+  DecoderOptions options = TestOptions();
+  options.rows.cache_bytes = 0;
+  options.slots_max = 1;
+  LoadedModel model = LoadModel(GoldenGguf(kModel), options);
+  ASSERT_NE(model.model, nullptr);
+  EngineOptions engine_options;
+  engine_options.own_thread = false;
+  engine_options.prefill_chunk_max = 4;
+  auto engine = Engine::Create(*model.model, nullptr, {}, engine_options);
+  ASSERT_TRUE(engine.ok()) << engine.status();
+  testing::RecordingSink sinks[2];
+  for (int i = 0; i < 2; ++i) {
+    GenerateRequest request;
+    for (int token = 0; token < 12; ++token) {
+      request.prompt.push_back(10 + 200 * i + token);
+    }
+    request.sampling.temperature = 0;
+    request.stop.tokens_max = 2;
+    ASSERT_TRUE((*engine)->Submit(std::move(request), &sinks[i]).ok());
+  }
+  ASSERT_TRUE((*engine)->StepOnce());
+  EXPECT_EQ(model->RowStats().rows_requested, 12u) << "its own, the next chunk's, and the waiting request's first";
+  ASSERT_TRUE((*engine)->StepOnce());
+  EXPECT_EQ(model->RowStats().rows_requested, 16u);
+  ASSERT_TRUE((*engine)->StepOnce());
+  EXPECT_EQ(model->RowStats().rows_requested, 17u) << "of the token that was sampled";
+  while ((*engine)->StepOnce()) {
+  }
+  EXPECT_EQ(model->RowStats().rows_requested, 2 * 13u) << "none was asked for twice";
+  for (const testing::RecordingSink& sink : sinks) {
+    EXPECT_EQ(sink.ids.size(), 2u);
+  }
 }
 
 // However many sequences decode, the rows of a step go out together.
