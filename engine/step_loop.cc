@@ -115,6 +115,15 @@ void StepLoop::Enqueue(std::unique_ptr<Sequence> sequence) {
   waiting_.insert(behind, std::move(sequence));
 }
 
+// The one for which another was set aside leaves it its place, so that a place is free only when somebody else leaves.
+void StepLoop::CountDeparture() {
+  if (places_taken_back_ > 0) {
+    --places_taken_back_;
+  } else {
+    ++departures_;
+  }
+}
+
 bool StepLoop::Admit() {
   EndDue();
   Preempt();
@@ -185,6 +194,7 @@ void StepLoop::SetAside(int running_index, int64_t now) {
   model_.CloseSlot(sequence->slot);
   free_slots_.push_back(sequence->slot);
   sequence->SetAside(now);
+  ++places_taken_back_;
   ++stats_.preemptions;
   const int64_t left = sequence->shape.kv_tokens - static_cast<int64_t>(sequence->tokens.size()) + 1;
   sequence->order_tag = order_.Return(static_cast<double>(left), sequence->request.client_weight / kBatchCost);
@@ -273,9 +283,7 @@ bool StepLoop::OpenSlots() {
   for (int i = 0; i < plan_.admitted; ++i) {
     auto& sequence = waiting_[static_cast<size_t>(i)];
     if (sequence->slot >= 0) {
-      if (sequence->receipt.preemptions == 0) {
-        ++departures_;  // one that comes back to its slot had left once already, and freed nobody's place since
-      }
+      CountDeparture();
       order_.OnServed(sequence->order_tag);
       waiting_tokens_ -= sequence->shape.prompt_tokens;
       waiting_bytes_ -= sequence->bytes;
@@ -728,7 +736,7 @@ void StepLoop::Retire(std::vector<std::unique_ptr<Sequence>>& list) {
     }
     if (sequence->finished) {
       if (&list == &waiting_) {
-        ++departures_;
+        CountDeparture();
         waiting_tokens_ -= sequence->shape.prompt_tokens;
         waiting_bytes_ -= sequence->bytes;
       } else {

@@ -53,7 +53,8 @@ class StepLoop {
     int64_t ns = 0;
   };
   const LastStep& last_step() const { return last_step_; }
-  // Requests that have left the waiting list so far: they got a slot, or ended.
+  // Places in the waiting list that have become free so far: a request got a slot, or ended, and none that was set
+  // aside came instead.
   uint64_t departures() const { return departures_; }
   // After how long, at the latest, the first running sequence ends by its limits; 0 = nothing runs or no step was
   // measured.
@@ -72,6 +73,8 @@ class StepLoop {
   void Preempt();
   void SetAside(int running_index, int64_t now);
   void Enqueue(std::unique_ptr<Sequence> sequence);  // where its tag puts it
+  // A request has left the waiting list.
+  void CountDeparture();
   // Holds prompts back whose beginning another one is about to have computed, and lets those go on that have waited.
   void HoldFollowers();
   // Its slot holds so many of its positions already.
@@ -135,6 +138,7 @@ class StepLoop {
   FairOrder order_;
   EngineStats stats_;
   uint64_t departures_ = 0;
+  int places_taken_back_ = 0;  // by requests that were set aside: as many departures free no place
   uint64_t step_ = 0;
   LastStep last_step_;
   double joules_ = 0;      // of the meter, at the end of the last step

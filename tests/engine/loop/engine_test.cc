@@ -825,6 +825,52 @@ TEST_F(EngineTest, InteractiveRequestsWithoutAnEndStillLeaveBatchWorkItsShare) {
   RunAll();
 }
 
+// Who is set aside takes the place of the one that it makes room for: no place is free then, but when it goes on.
+TEST_F(EngineTest, BesideWorkThatWasSetAsideARefusalTellsWhenAPlaceIsFree) {
+  ScriptedModelOptions model_options;
+  model_options.limits.slots_max = 1;
+  EngineOptions options;
+  options.waiting_max = 2;
+  Make(model_options, options);
+  std::deque<RecordingSink> sinks;
+  const auto submit = [&](Priority priority) {
+    sinks.emplace_back();
+    GenerateRequest request = Greedy(Prompt(5, static_cast<int>(sinks.size())), 20);
+    request.priority = priority;
+    return engine_->Submit(std::move(request), &sinks.back()).status();
+  };
+  const auto step_while_waiting = [&](int waiting) {
+    while (engine_->Snapshot().waiting == waiting) {
+      engine_->StepOnce();
+    }
+  };
+  for (int i = 0; i < 3; ++i) {
+    ASSERT_TRUE(submit(Priority::kBatch).ok());
+  }
+  engine_->StepOnce();
+  for (int i = 0; i < 5; ++i) {  // a departure every 225 ms
+    step_while_waiting(2);
+    ASSERT_TRUE(submit(Priority::kBatch).ok());
+  }
+  step_while_waiting(2);
+  ASSERT_TRUE(submit(Priority::kInteractive).ok());
+  engine_->StepOnce();
+  ASSERT_EQ(engine_->Snapshot().preemptions, 1u);
+  ASSERT_EQ(engine_->Snapshot().waiting, 2) << "the one that was set aside, and one more";
+  step_while_waiting(2);  // now it goes on
+  ASSERT_EQ(engine_->Snapshot().running, 1);
+  ASSERT_TRUE(submit(Priority::kBatch).ok());
+  const absl::Status refused = submit(Priority::kBatch);
+  ASSERT_TRUE(RetryAfter(refused).has_value()) << refused;
+  const int64_t told = clock_.NowNs() + absl::ToInt64Nanoseconds(*RetryAfter(refused));
+  while (clock_.NowNs() < told) {
+    engine_->StepOnce();
+  }
+  EXPECT_TRUE(submit(Priority::kBatch).ok()) << "it came back when told, after " << *RetryAfter(refused);
+  EXPECT_LT(*RetryAfter(refused), absl::Milliseconds(450)) << "and not much later than it could have";
+  RunAll();
+}
+
 TEST_F(EngineTest, ABatchRequestThatIsCancelledOrHasHadItsTimeWhileSetAsideEndsAsThat) {
   ScriptedModelOptions model_options;
   model_options.limits.slots_max = 1;
