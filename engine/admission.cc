@@ -16,20 +16,22 @@ Admission Full(absl::Status status) { return {Refusal::kQueueFull, std::move(sta
 }  // namespace
 
 Admission Admit(const QueueState& queue, const QueueLimits& limits, const Speed& speed, const Arrival& arrival) {
-  if (queue.waiting >= limits.waiting_max + limits.slots_free) {
-    return Full(absl::ResourceExhaustedError(absl::StrCat("the queue is full: ", queue.waiting,
-                                                          " requests wait for one of ", limits.slots_max,
-                                                          " slots, and no more than ", limits.waiting_max, " may")));
+  if (queue.waiting + arrival.sequences > limits.waiting_max + limits.slots_free) {
+    return Full(absl::ResourceExhaustedError(absl::StrCat(
+        "the queue is full: ", queue.waiting, " requests wait for one of ", limits.slots_max,
+        " slots, and no more than ", limits.waiting_max, " may",
+        arrival.sequences > 1 ? absl::StrCat("; this one counts as ", arrival.sequences, ", one for each answer")
+                              : "")));
   }
-  if (queue.tokens > 0 && queue.tokens + arrival.prompt_tokens > limits.tokens_max) {
-    return Full(
-        absl::ResourceExhaustedError(absl::StrCat("the queue is full: ", queue.tokens, " prompt tokens wait, ",
-                                                  arrival.prompt_tokens, " more would exceed ", limits.tokens_max)));
+  const int64_t tokens = int64_t{arrival.sequences} * arrival.prompt_tokens;
+  if (queue.tokens > 0 && queue.tokens + tokens > limits.tokens_max) {
+    return Full(absl::ResourceExhaustedError(absl::StrCat("the queue is full: ", queue.tokens, " prompt tokens wait, ",
+                                                          tokens, " more would exceed ", limits.tokens_max)));
   }
-  if (queue.bytes > 0 && queue.bytes + arrival.bytes > limits.bytes_max) {
-    return Full(
-        absl::ResourceExhaustedError(absl::StrCat("the queue is full: its requests hold ", queue.bytes, " bytes, ",
-                                                  arrival.bytes, " more would exceed ", limits.bytes_max)));
+  const int64_t bytes = arrival.sequences * arrival.bytes;
+  if (queue.bytes > 0 && queue.bytes + bytes > limits.bytes_max) {
+    return Full(absl::ResourceExhaustedError(absl::StrCat("the queue is full: its requests hold ", queue.bytes,
+                                                          " bytes, ", bytes, " more would exceed ", limits.bytes_max)));
   }
   Admission admission;
   admission.alone_ns = static_cast<int64_t>(speed.prefill_token_ns * arrival.compute_tokens +

@@ -36,8 +36,9 @@ struct Speed {
 };
 
 struct Arrival {
+  int sequences = 1;  // a request for several answers takes a place for each, or is refused as a whole
   int prompt_tokens = 0;
-  int64_t bytes = 0;
+  int64_t bytes = 0;  // of one sequence
   // Tokens that it generates in any case: 1, or more where it asked not to stop before.
   int tokens_certain = 0;
   int compute_tokens = 0;  // of the prompt, those that have to be computed in any case
@@ -56,8 +57,8 @@ struct Admission {
 };
 
 // A request waits for a slot, computes its prompt, then one step per token. It is refused as kLate when that does not
-// end before its deadline; as kNeverInTime when it would not even on an idle machine. One alone may exceed tokens_max
-// and bytes_max: it has to go in some time.
+// end before its deadline; as kNeverInTime when it would not even on an idle machine. One request alone, all its
+// answers together, may exceed tokens_max and bytes_max: it has to go in some time.
 Admission Admit(const QueueState& queue, const QueueLimits& limits, const Speed& speed, const Arrival& arrival);
 
 // The estimate of a speed, for deadlines: the mean of recent steps, a little more hopeful after each refusal that went

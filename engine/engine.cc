@@ -87,6 +87,8 @@ class EngineImpl : public Engine {
       return shape.status();
     }
     if (request.completions > options_.waiting_max + limits_.model.slots_max) {
+      std::lock_guard<std::mutex> lock(mutex_);
+      ++refused_;
       return absl::InvalidArgumentError(absl::StrCat("completions is ", request.completions, "; at most ",
                                                      options_.waiting_max + limits_.model.slots_max,
                                                      " fit in the queue and the slots"));
@@ -246,16 +248,14 @@ class EngineImpl : public Engine {
     const int slots_free = std::max(0, limits_.model.slots_max - published_.running);
     const int inbox = static_cast<int>(inbox_.size());
     const bool interactive = sequence.request.priority == Priority::kInteractive;
-    const int others = sequences - 1;
-    const QueueState queue = {
-        published_.waiting + inbox + others,
-        published_.waiting_tokens + inbox_tokens_ + int64_t{others} * sequence.shape.prompt_tokens,
-        published_.waiting_bytes + inbox_bytes_ + others * sequence.bytes};
+    const QueueState queue = {published_.waiting + inbox, published_.waiting_tokens + inbox_tokens_,
+                              published_.waiting_bytes + inbox_bytes_};
     const QueueLimits limits = {options_.waiting_max, options_.waiting_tokens_max, options_.waiting_bytes_max,
                                 limits_.model.slots_max, slots_free};
     const StopParams& stop = sequence.request.stop;
     const bool ends_early = !stop.ignore_eos || !stop.stop_ids.empty() || !stop.stop_strings.empty();
     Arrival arrival;
+    arrival.sequences = sequences;
     arrival.prompt_tokens = sequence.shape.prompt_tokens;
     arrival.compute_tokens = beginnings_.Seen(sequence.request.prompt) ? 0 : sequence.shape.prompt_tokens;
     arrival.bytes = sequence.bytes;

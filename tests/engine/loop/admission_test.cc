@@ -47,6 +47,19 @@ TEST(AdmissionTest, TheQueueIsBoundedByRequestsTokensAndBytes) {
   EXPECT_EQ(Admit({0, 0, 0}, kLimits, kSpeed, large).refusal, Refusal::kNone) << "alone, it has to go in some time";
 }
 
+TEST(AdmissionTest, SeveralAnswersCountEachButGoInWhereNobodyWaits) {
+  Arrival arrival = Request(200, 1, 0, 1000'000);
+  arrival.sequences = 4;
+  EXPECT_EQ(Admit({12, 200, 9600}, kLimits, kSpeed, arrival).refusal, Refusal::kNone);
+  EXPECT_EQ(Admit({13, 200, 9600}, kLimits, kSpeed, arrival).refusal, Refusal::kQueueFull);
+  EXPECT_EQ(Admit({12, 201, 9600}, kLimits, kSpeed, arrival).refusal, Refusal::kQueueFull);
+  EXPECT_EQ(Admit({12, 200, 9601}, kLimits, kSpeed, arrival).refusal, Refusal::kQueueFull);
+  // Together more than the queue ever holds: with a delay to come back after, it would be refused for ever.
+  arrival.prompt_tokens = 900;
+  arrival.bytes = 9000;
+  EXPECT_EQ(Admit({0, 0, 0}, kLimits, kSpeed, arrival).refusal, Refusal::kNone);
+}
+
 TEST(AdmissionTest, ADeadlineCountsWaitPromptAndCertainTokens) {
   // 100 tokens: 200 ms; 9 more steps: 450 ms.
   EXPECT_EQ(Admit({}, kLimits, kSpeed, Request(100, 10, 0, 650)).refusal, Refusal::kNone);

@@ -262,6 +262,19 @@ TEST_F(CompletionsTest, RefusedAsAWhole) {
   EXPECT_EQ(sink.completions.size(), 3u);
 }
 
+TEST_F(CompletionsTest, TogetherMoreThanTheQueueHoldsTheyGoInWhenNobodyWaits) {
+  EngineOptions options;
+  options.waiting_tokens_max = 100;
+  Make({}, options);
+  RecordingSink first, sink;
+  ASSERT_TRUE(engine_->Submit(Request(Prompt(10), 5), &first).ok());
+  EXPECT_EQ(engine_->Submit(Request(Prompt(40), 5, 6), &sink).status().code(), absl::StatusCode::kResourceExhausted);
+  RunAll();
+  ASSERT_TRUE(engine_->Submit(Request(Prompt(40), 5, 6), &sink).ok());
+  RunAll();
+  EXPECT_EQ(sink.completions.size(), 6u);
+}
+
 TEST_F(CompletionsTest, PromptWaitsForOneThatComputesItsBeginning) {
   Make();
   std::vector<int32_t> a = Prompt(150, 1), b = a;
