@@ -3,16 +3,10 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <cstdio>
-#include <string>
 #include <thread>
-#include <utility>
 #include <vector>
 
-#if defined(__linux__)
-#include <pthread.h>
-#include <sched.h>
-#endif
+#include "engine/cpus.h"
 
 namespace embergate::engine {
 namespace {
@@ -46,47 +40,6 @@ T WaitUntil(const std::atomic<T>& value, bool spin, Done done) {
     now = value.load(std::memory_order_acquire);
   }
   return now;
-}
-
-// CPUs that this process may use: those of highest capacity first (big.LITTLE boards publish it), else in order.
-std::vector<int> UsableCpus() {
-  std::vector<std::pair<int, int>> found;  // -capacity, cpu
-#if defined(__linux__)
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  if (sched_getaffinity(0, sizeof(set), &set) != 0) {
-    return {};
-  }
-  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
-    if (!CPU_ISSET(cpu, &set)) {
-      continue;
-    }
-    int capacity = 0;
-    const std::string path = "/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/cpu_capacity";
-    if (std::FILE* file = std::fopen(path.c_str(), "re"); file != nullptr) {
-      if (std::fscanf(file, "%d", &capacity) != 1) {
-        capacity = 0;
-      }
-      std::fclose(file);
-    }
-    found.emplace_back(-capacity, cpu);
-  }
-  std::sort(found.begin(), found.end());
-#endif
-  std::vector<int> cpus;
-  for (const auto& [capacity, cpu] : found) {
-    cpus.push_back(cpu);
-  }
-  return cpus;
-}
-
-void PinTo([[maybe_unused]] int cpu) {
-#if defined(__linux__)
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  CPU_SET(cpu, &set);
-  pthread_setaffinity_np(pthread_self(), sizeof(set), &set);  // refused in some containers: merely slower
-#endif
 }
 
 // Grains [begin, end) of a job that nobody has taken yet, in one word.
@@ -213,7 +166,7 @@ struct ThreadPool::Impl {
 };
 
 ThreadPool::ThreadPool(int threads, bool pin) : threads_(std::max(threads, 1)), impl_(std::make_unique<Impl>()) {
-  const std::vector<int> cpus = UsableCpus();
+  const std::vector<int> cpus = UsableCpus().cpus;
   // With more threads than CPUs, who spins keeps the one that works waiting.
   impl_->spin = threads_ <= static_cast<int>(cpus.size());
   impl_->shares = std::vector<Share>(static_cast<size_t>(threads_));
@@ -222,7 +175,7 @@ ThreadPool::ThreadPool(int threads, bool pin) : threads_(std::max(threads, 1)), 
     const int cpu = pin ? cpus[static_cast<size_t>(worker)] : -1;
     impl_->workers.emplace_back([this, worker, cpu] {
       if (cpu >= 0) {
-        PinTo(cpu);
+        PinThisThread(cpu);
       }
       impl_->Run(worker);
     });

@@ -3,7 +3,6 @@
 #include <arpa/inet.h>
 
 #include <algorithm>
-#include <thread>
 
 #include "absl/status/status.h"
 #include "absl/strings/ascii.h"
@@ -11,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "absl/strings/strip.h"
+#include "engine/cpus.h"
 #include "server/cli/human.h"
 #include "server/device_state.h"
 #include "server/process_memory.h"
@@ -52,7 +52,8 @@ void AddModelOptions(CLI::App& app, ModelFlags& flags) {
   Add(app, "dram-budget", flags.dram_budget,
       "DRAM for everything: a size (1500MiB), auto (what cgroup and machine leave) or 0 (no limit)")
       ->type_name("SIZE");
-  Add(app, "threads", flags.threads, "Threads that compute; 0 = one per CPU")->check(CLI::Range(0, 256));
+  Add(app, "threads", flags.threads, "Threads that compute; 0 = one per CPU that the process may use")
+      ->check(CLI::Range(0, 256));
   Add(app, "context", flags.context, "Tokens of one sequence, prompt and output; 0 = the model's own limit")
       ->check(CLI::Range(0, 1 << 20));
   Add(app, "slots", flags.slots, "Requests computed at once")->check(CLI::Range(1, 256));
@@ -179,8 +180,7 @@ absl::StatusOr<ModelHostOptions> Resolve(const ModelFlags& flags) {
     return absl::InvalidArgumentError("--model: which file to serve is required");
   }
   options.path = flags.model;
-  options.threads =
-      flags.threads > 0 ? flags.threads : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  options.threads = flags.threads > 0 ? flags.threads : static_cast<int>(engine::UsableCpus().cpus.size());
   engine::DecoderOptions& decoder = options.decoder;
   decoder.context_max = flags.context;
   decoder.slots_max = flags.slots;

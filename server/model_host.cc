@@ -7,8 +7,11 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/synchronization/notification.h"
 #include "engine/convert/gguf_keys.h"
+#include "engine/cpus.h"
+#include "engine/kernels/kernels.h"
 #include "engine/text/chat.h"
 #include "engine/text/vocabulary.h"
 #include "server/device_state.h"
@@ -161,7 +164,16 @@ absl::StatusOr<std::unique_ptr<ModelHost>> ModelHost::Load(const ModelHostOption
     MeasureDeviceOnce(*host->file_, options.device_state_path, &planned.decoder.rows);
   }
   EMBERGATE_RETURN_IF_ERROR(InFile(path, CheckDramBudget(*host->file_, info, planned, tokenizer_bytes)));
-  host->pool_ = std::make_unique<engine::ThreadPool>(options.threads);
+  // Where cores are unequal, the kernel would give a step's threads small ones as well as big ones.
+  const engine::CpuOrder cpus = engine::UsableCpus();
+  const bool pin = cpus.unequal && options.threads <= static_cast<int>(cpus.cpus.size());
+  const std::string where =
+      pin ? absl::StrCat("the fastest of ", cpus.cpus.size(), " CPUs (",
+                         absl::StrJoin(cpus.cpus.begin(), cpus.cpus.begin() + options.threads, " "), ")")
+          : absl::StrCat(cpus.cpus.size(), cpus.cpus.size() == 1 ? " CPU" : " CPUs");
+  spdlog::info("computing: {} {} on {}, {} kernels for all products", options.threads,
+               options.threads == 1 ? "thread" : "threads", where, engine::KernelIsa());
+  host->pool_ = std::make_unique<engine::ThreadPool>(options.threads, pin);
   engine::DecoderOptions decoder = planned.decoder;
   decoder.dram_budget_bytes = 0;  // it was checked as a whole
   absl::StatusOr<std::unique_ptr<engine::DecoderModel>> model =
@@ -185,6 +197,9 @@ absl::StatusOr<std::unique_ptr<ModelHost>> ModelHost::Load(const ModelHostOption
       engine::Engine::Create(*host->model_, host->tokenizer_.get(), eos_ids, engine_options);
   EMBERGATE_RETURN_IF_ERROR(engine.status());
   host->engine_ = *std::move(engine);
+  if (pin) {
+    host->engine_->RunBetweenSteps([cpu = cpus.cpus.front()] { engine::PinThisThread(cpu); });
+  }
 
   ServedModel& served = host->served_;
   served.engine = host->engine_.get();

@@ -10,6 +10,7 @@
 #include "absl/strings/str_join.h"
 #include "engine/convert/gguf_keys.h"
 #include "engine/convert/table_checksums.h"
+#include "engine/cpus.h"
 #include "engine/kernels/sparse_matmul.h"
 #include "engine/model/activations.h"
 #include "engine/model/config.h"
@@ -458,7 +459,7 @@ absl::StatusOr<std::vector<MemoryPart>> DecoderModel::Plan(const storage::GgufFi
                                                            const DecoderOptions& options) {
   EMBERGATE_ASSIGN_OR_RETURN(const ModelConfig config, ReadModelConfig(file));
   EMBERGATE_ASSIGN_OR_RETURN(const WeightsSummary summary, CheckWeights(file, config));
-  return PlanParts(file, config, summary, options, static_cast<int>(std::max(1u, std::thread::hardware_concurrency())));
+  return PlanParts(file, config, summary, options, static_cast<int>(UsableCpus().cpus.size()));
 }
 
 absl::StatusOr<ModelInfo> DecoderModel::Describe(const storage::GgufFile& file) {

@@ -8,13 +8,13 @@
 #include <numeric>
 #include <random>
 #include <string>
-#include <thread>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/time.h"
+#include "engine/cpus.h"
 #include "engine/kernels/kernels.h"
 #include "engine/kernels/machine_limits.h"
 #include "nlohmann/json.hpp"
@@ -238,8 +238,9 @@ void RunMachine(const Flags& flags) {
   if (!flags.model.isa.empty()) {
     Check(engine::ForceKernelIsa(flags.model.isa));
   }
-  const int cores = static_cast<int>(std::thread::hardware_concurrency());
-  engine::ThreadPool pool(flags.model.threads > 0 ? flags.model.threads : std::max(cores, 1));
+  const engine::CpuOrder cpus = engine::UsableCpus();
+  const int cores = static_cast<int>(cpus.cpus.size());
+  engine::ThreadPool pool(flags.model.threads > 0 ? flags.model.threads : cores, cpus.unequal);
   const engine::MachineLimits limits = engine::MeasureMachine(pool, 2.0);
   MachineRates rates;
   rates.read_bytes_per_second = limits.read_bytes_per_second;

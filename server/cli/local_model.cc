@@ -2,9 +2,9 @@
 
 #include <chrono>
 #include <cstdio>
-#include <thread>
 #include <utility>
 
+#include "engine/cpus.h"
 #include "engine/kernels/kernels.h"
 #include "server/cli/progress.h"
 #include "storage/gguf_file.h"
@@ -72,18 +72,21 @@ LocalModel LoadLocalModel(const char* command, const LocalModelFlags& flags, eng
   options.rows.reader = ParseReader(flags.reader);
   options.rows.cache_bytes = flags.row_cache_bytes;
   LocalModel local;
-  const int cores = static_cast<int>(std::thread::hardware_concurrency());
-  local.pool = std::make_unique<engine::ThreadPool>(flags.threads > 0 ? flags.threads : std::max(cores, 1));
+  const engine::CpuOrder cpus = engine::UsableCpus();
+  const int cores = static_cast<int>(cpus.cpus.size());
+  local.pool = std::make_unique<engine::ThreadPool>(flags.threads > 0 ? flags.threads : cores, cpus.unequal);
   ProgressBar bar("loading");
   const auto start = std::chrono::steady_clock::now();
-  absl::StatusOr<std::unique_ptr<engine::DecoderModel>> model =
-      engine::DecoderModel::Load(**file, options, *local.pool,
-                                 [&bar](uint64_t done, uint64_t total) { bar.Update(done, total); });
+  absl::StatusOr<std::unique_ptr<engine::DecoderModel>> model = engine::DecoderModel::Load(
+      **file, options, *local.pool, [&bar](uint64_t done, uint64_t total) { bar.Update(done, total); });
   if (!model.ok()) {
     FailCommand(command, std::string(model.status().message()), 2);
   }
   local.model = *std::move(model);
   local.load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  if (cpus.unequal && local.pool->threads() <= cores) {
+    engine::PinThisThread(cpus.cpus.front());  // the caller works, too
+  }
   return local;
 }
 

@@ -1,5 +1,6 @@
 #include "engine/thread_pool.h"
 
+#include <sched.h>
 #include <time.h>
 
 #include <atomic>
@@ -7,6 +8,7 @@
 #include <thread>
 #include <vector>
 
+#include "engine/cpus.h"
 #include "gtest/gtest.h"
 
 namespace embergate::engine {
@@ -66,6 +68,32 @@ TEST(ThreadPoolTest, WorkersTakeShares) {
     }
   });
   EXPECT_EQ(started, 2);
+}
+
+// One worker per CPU, the fastest first; the caller, who works too, is left to whoever owns it.
+TEST(ThreadPoolTest, PinnedWorkersStayOnTheirCpus) {
+  const std::vector<int> cpus = UsableCpus().cpus;
+  const int threads = static_cast<int>(cpus.size());
+  ThreadPool pool(threads, /*pin=*/true);
+  std::vector<std::vector<int>> allowed(cpus.size());
+  std::atomic<int> started{0};
+  pool.ParallelFor(threads, 1, [&](int64_t, int64_t, int worker) {
+    cpu_set_t set;
+    ASSERT_EQ(sched_getaffinity(0, sizeof(set), &set), 0);
+    for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+      if (CPU_ISSET(cpu, &set)) {
+        allowed[static_cast<size_t>(worker)].push_back(cpu);
+      }
+    }
+    ++started;
+    while (started < threads) {  // every worker takes one
+      std::this_thread::yield();
+    }
+  });
+  EXPECT_EQ(allowed[0].size(), cpus.size());
+  for (size_t worker = 1; worker < cpus.size(); ++worker) {
+    EXPECT_EQ(allowed[worker], std::vector<int>{cpus[worker]}) << "worker " << worker;
+  }
 }
 
 TEST(ThreadPoolTest, AnIdlePoolUsesNoCpu) {
