@@ -65,6 +65,12 @@ CpuOrder UsableCpus() {
   return OrderCpus(std::move(cpus), "/sys");
 }
 
+void NameThisThread([[maybe_unused]] const char* name) {
+#if defined(__linux__)
+  pthread_setname_np(pthread_self(), name);
+#endif
+}
+
 void PinThisThread([[maybe_unused]] int cpu) {
 #if defined(__linux__)
   cpu_set_t set;

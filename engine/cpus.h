@@ -20,6 +20,8 @@ CpuOrder OrderCpus(std::vector<int> cpus, const std::string& sysfs);
 // machine has. Never empty.
 CpuOrder UsableCpus();
 
+// What `top -H` and /proc call the calling thread; of at most 15 characters.
+void NameThisThread(const char* name);
 // Ties the calling thread to one CPU. Some containers refuse that: merely slower.
 void PinThisThread(int cpu);
 

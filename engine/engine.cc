@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/admission.h"
 #include "engine/completion_group.h"
+#include "engine/cpus.h"
 #include "engine/request_check.h"
 #include "engine/retry_after.h"
 #include "engine/retry_estimator.h"
@@ -305,6 +306,7 @@ class EngineImpl : public Engine {
   }
 
   void Run() {
+    NameThisThread("step");
     for (;;) {
       {
         std::unique_lock<std::mutex> lock(mutex_);

@@ -174,6 +174,7 @@ ThreadPool::ThreadPool(int threads, bool pin) : threads_(std::max(threads, 1)), 
   for (int worker = 1; worker < threads_; ++worker) {
     const int cpu = pin ? cpus[static_cast<size_t>(worker)] : -1;
     impl_->workers.emplace_back([this, worker, cpu] {
+      NameThisThread("step worker");
       if (cpu >= 0) {
         PinThisThread(cpu);
       }

@@ -108,6 +108,11 @@ void AddServer(const Lifecycle& lifecycle, const ServerStats& stats, double star
   page.Gauge("process_resident_memory_bytes", "Resident memory of the process.",
              static_cast<double>(usage.resident_bytes));
   page.Counter("process_cpu_seconds_total", "User and system CPU time of the process.", usage.cpu_seconds);
+  const StepThreadTimes steps = ReadStepThreadTimes();
+  page.Counter("embergate_step_threads_cpu_seconds_total", "CPU time of the threads that compute steps.",
+               steps.cpu_seconds);
+  page.Counter("embergate_step_threads_delay_seconds_total",
+               "Time that they could have run while another thread had their CPU.", steps.delay_seconds);
   page.Counter("process_major_page_faults_total", "Page faults that had to read from a device.",
                static_cast<double>(usage.major_faults));
   page.Gauge("process_open_fds", "Open file descriptors.", static_cast<double>(usage.open_fds));

@@ -118,6 +118,25 @@ ProcessUsage ReadProcessUsage() {
   return usage;
 }
 
+StepThreadTimes ReadStepThreadTimes(const std::string& self) {
+  StepThreadTimes times;
+  std::error_code error;
+  for (std::filesystem::directory_iterator it(self + "/task", error), end; !error && it != end; it.increment(error)) {
+    const std::string thread = it->path().string();
+    if (!absl::StartsWith(ReadFirstLine(thread + "/comm").value_or(""), "step")) {
+      continue;
+    }
+    std::istringstream fields(ReadFirstLine(thread + "/schedstat").value_or(""));
+    uint64_t cpu_ns = 0;
+    uint64_t delay_ns = 0;
+    if (fields >> cpu_ns >> delay_ns) {
+      times.cpu_seconds += 1e-9 * static_cast<double>(cpu_ns);
+      times.delay_seconds += 1e-9 * static_cast<double>(delay_ns);
+    }
+  }
+  return times;
+}
+
 absl::StatusOr<uint64_t> ParseByteSize(absl::string_view text) {
   const absl::string_view trimmed = absl::StripAsciiWhitespace(text);
   size_t digits = 0;

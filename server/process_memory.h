@@ -1,4 +1,4 @@
-// What the process itself uses, and how much memory the machine would let it use.
+// What the process itself uses, of memory and CPUs, and how much memory the machine would let it use.
 #ifndef EMBERGATE_SERVER_PROCESS_MEMORY_H_
 #define EMBERGATE_SERVER_PROCESS_MEMORY_H_
 
@@ -18,6 +18,14 @@ struct ProcessUsage {
 };
 // From /proc/self and getrusage; zeros where the kernel gives nothing.
 ProcessUsage ReadProcessUsage();
+
+// The threads that compute steps (engine/cpus.h names them "step..."), whoever else runs on their CPUs.
+struct StepThreadTimes {
+  double cpu_seconds = 0;    // they computed, or waited a moment for the next product
+  double delay_seconds = 0;  // they could have, but the kernel ran another thread: gRPC's, or another process's
+};
+// Of those that live, from `self` ("/proc/self" but for tests); zeros where the kernel gives nothing.
+StepThreadTimes ReadStepThreadTimes(const std::string& self = "/proc/self");
 
 // What malloc has given out and not got back.
 uint64_t HeapBytes();

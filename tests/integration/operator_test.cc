@@ -13,6 +13,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "embergate/v1/inference.grpc.pb.h"
+#include "engine/kernels/kernels.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
@@ -61,6 +62,19 @@ std::string NewKey(const std::vector<std::string>& args) {
   const RunResult made = RunBinary(EMBERGATE_BINARY, all);
   EXPECT_EQ(made.code, 0) << made.err;
   return made.out.substr(0, made.out.find('\n'));
+}
+
+TEST(OperatorTest, SaysWhatComputesAndWhatItTook) {
+  ServerProcess server(EMBERGATE_BINARY, ServeArgs({}));
+  ASSERT_TRUE(server.WaitReady());
+  EXPECT_THAT(server.log(), HasSubstr("computing: 2 threads on "));
+  EXPECT_THAT(server.log(), HasSubstr(absl::StrCat(", ", engine::KernelIsa(), " kernels for all products")));
+  EXPECT_EQ(GenerateCommand(server.address()).code, 0);
+  const std::string page = test::HttpGet(server.metrics_port(), "/metrics");
+  const std::string name = "\nembergate_step_threads_cpu_seconds_total ";
+  const size_t at = page.find(name);
+  ASSERT_NE(at, std::string::npos);
+  EXPECT_GT(std::stod(page.substr(at + name.size())), 0) << "the threads' names are not those that the metric counts";
 }
 
 TEST(OperatorTest, ListeningBeyondThisMachineWantsADecision) {

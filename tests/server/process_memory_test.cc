@@ -1,4 +1,4 @@
-// Sizes as people write them, and the budget that cgroups and the machine leave.
+// Sizes as people write them, the budget that cgroups and the machine leave, and what the process uses.
 #include "server/process_memory.h"
 
 #include <filesystem>
@@ -80,6 +80,21 @@ TEST(ProcessUsageTest, IsThisProcess) {
   EXPECT_GT(usage.resident_bytes, 1u << 20);
   EXPECT_GE(usage.open_fds, 3u);
   EXPECT_GE(usage.cpu_seconds, 0);
+}
+
+TEST(StepThreadTimesTest, SumsThreadsOfStepsOnly) {
+  FakeRoot root;
+  root.Put("task/7/comm", "embergate\n");
+  root.Put("task/7/schedstat", "9000000000 9000000000 1\n");
+  root.Put("task/8/comm", "step\n");
+  root.Put("task/8/schedstat", "1500000000 250000000 12\n");
+  root.Put("task/9/comm", "step worker\n");
+  root.Put("task/9/schedstat", "1000000000 500000000 3\n");
+  root.Put("task/10/comm", "step worker\n");  // ended meanwhile, or a kernel without these figures
+  const StepThreadTimes times = ReadStepThreadTimes(root.path());
+  EXPECT_DOUBLE_EQ(times.cpu_seconds, 2.5);
+  EXPECT_DOUBLE_EQ(times.delay_seconds, 0.75);
+  EXPECT_EQ(ReadStepThreadTimes(root.path() + "nothing").cpu_seconds, 0);
 }
 
 }  // namespace
