@@ -2,11 +2,17 @@
 #include <grpcpp/grpcpp.h>
 
 #include <atomic>
+#include <chrono>
 #include <csignal>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <sstream>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -19,6 +25,7 @@
 #include "nlohmann/json.hpp"
 #include "tests/engine/model/model_fixture.h"
 #include "tests/support/certificates.h"
+#include "tests/support/sanitized.h"
 #include "tests/support/server_process.h"
 
 namespace embergate {
@@ -62,6 +69,44 @@ std::string NewKey(const std::vector<std::string>& args) {
   const RunResult made = RunBinary(EMBERGATE_BINARY, all);
   EXPECT_EQ(made.code, 0) << made.err;
   return made.out.substr(0, made.out.find('\n'));
+}
+
+// CPU time of all threads of a process; nullopt if the kernel does not tell.
+std::optional<double> CpuSeconds(pid_t pid) {
+  double seconds = 0;
+  std::error_code error;
+  const std::string tasks = absl::StrCat("/proc/", pid, "/task");
+  for (std::filesystem::directory_iterator it(tasks, error), end; !error && it != end; it.increment(error)) {
+    std::ifstream schedstat(it->path() / "schedstat");
+    uint64_t ns = 0;
+    if (!(schedstat >> ns)) {
+      return std::nullopt;
+    }
+    seconds += 1e-9 * static_cast<double>(ns);
+  }
+  return error ? std::nullopt : std::optional<double>(seconds);
+}
+
+// Once it has answered, a server that nobody asks anything takes less than half a percent of a core.
+TEST(OperatorTest, AnIdleServerUsesHardlyAnyCpu) {
+  ServerProcess server(EMBERGATE_BINARY, ServeArgs({}));
+  ASSERT_TRUE(server.WaitReady());
+  EXPECT_EQ(GenerateCommand(server.address()).code, 0);
+  double share = 1;
+  for (int attempt = 0; attempt < 3 && share >= 0.005; ++attempt) {  // it may still clean up after the request
+    const std::optional<double> before = CpuSeconds(server.pid());
+    const auto start = std::chrono::steady_clock::now();
+    std::this_thread::sleep_for(std::chrono::seconds(2));
+    const std::optional<double> after = CpuSeconds(server.pid());
+    if (!before.has_value() || !after.has_value()) {
+      GTEST_SKIP() << "the kernel does not tell what threads use";
+    }
+    share = (*after - *before) / std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  }
+  std::printf("idle: %.3f %% of a core\n", 100 * share);
+  if (!test::kSanitized) {
+    EXPECT_LT(share, 0.005);
+  }
 }
 
 TEST(OperatorTest, SaysWhatComputesAndWhatItTook) {
