@@ -2,6 +2,7 @@
 // promise that a query's result does not depend on the queries beside it or on how segments were shared out.
 #include "engine/kernels/attention.h"
 
+#include <algorithm>
 #include <cmath>
 #include <random>
 #include <string>
@@ -37,6 +38,10 @@ class Cache {
             reinterpret_cast<float*>(row)[d] = value;
           } else if (type == TensorType::kF16) {
             reinterpret_cast<uint16_t*>(row)[d] = FloatToHalf(value);
+          } else if (type == TensorType::kQ4_0) {
+            const int code = position < kPositions ? std::clamp(static_cast<int>(value * 3) + 8, 0, 15) : 0;
+            row[d / 32 * 18 + 2 + d % 16] |= static_cast<uint8_t>(code << (d % 32 < 16 ? 0 : 4));
+            *reinterpret_cast<uint16_t*>(row + d / 32 * 18) = FloatToHalf(position < kPositions ? 1.0f / 3 : NAN);
           } else {  // Q8_0
             row[d / 32 * 34 + 2 + d % 32] = static_cast<uint8_t>(static_cast<int>(value * 40) & 0xff);
             *reinterpret_cast<uint16_t*>(row + d / 32 * 34) = FloatToHalf(position < kPositions ? 1.0f / 40 : NAN);
@@ -98,8 +103,8 @@ std::vector<float> AttendOne(Cache& cache, const std::vector<float>& q, int begi
 // Weights are e^score with scores off by about dim * 2^-24 * |q||k| (|q||k| is about 3 sqrt(dim) here), the result is a
 // convex combination of values of size 1 to 4: 1e-4 holds with room, a wrong position or mask is off by 1e-3 and more.
 TEST_P(AttentionTest, AgreesWithDoublePrecision) {
-  for (const TensorType type : {TensorType::kF32, TensorType::kF16, TensorType::kQ8_0}) {
-    for (const int dim : {32, 64, 256}) {
+  for (const TensorType type : {TensorType::kF32, TensorType::kF16, TensorType::kQ8_0, TensorType::kQ4_0}) {
+    for (const int dim : {32, 64, 256, 512}) {
       Cache cache(type, dim);
       const std::vector<float> q = RandomQuery(dim, 5);
       for (const auto& [begin, end] : kRanges) {
@@ -127,22 +132,24 @@ TEST_P(AttentionTest, AgreesWithDoublePrecision) {
 }
 
 TEST_P(AttentionTest, AQuerysResultDoesNotDependOnItsCompany) {
-  Cache cache(TensorType::kF16, 64);
-  std::vector<std::vector<float>> qs;
-  std::vector<std::vector<float>> outs;
-  std::vector<AttentionQuery> queries;
-  for (size_t i = 0; i < kRanges.size(); ++i) {
-    qs.push_back(RandomQuery(64, static_cast<uint32_t>(i)));
-    outs.emplace_back(64);
-  }
-  for (size_t i = 0; i < kRanges.size(); ++i) {
-    queries.push_back({qs[i].data(), kRanges[i].first, kRanges[i].second, outs[i].data()});
-  }
-  std::vector<float> scratch(static_cast<size_t>(AttentionScratchFloats(64)));
-  Attend(
-      cache.shape(), queries, [&](int block) { return cache.Block(block); }, scratch.data());
-  for (size_t i = 0; i < kRanges.size(); ++i) {
-    ASSERT_EQ(outs[i], AttendOne(cache, qs[i], kRanges[i].first, kRanges[i].second)) << i;
+  for (const int dim : {64, 256, 512}) {
+    Cache cache(TensorType::kF16, dim);
+    std::vector<std::vector<float>> qs;
+    std::vector<std::vector<float>> outs;
+    std::vector<AttentionQuery> queries;
+    for (size_t i = 0; i < kRanges.size(); ++i) {
+      qs.push_back(RandomQuery(dim, static_cast<uint32_t>(i)));
+      outs.emplace_back(static_cast<size_t>(dim));
+    }
+    for (size_t i = 0; i < kRanges.size(); ++i) {
+      queries.push_back({qs[i].data(), kRanges[i].first, kRanges[i].second, outs[i].data()});
+    }
+    std::vector<float> scratch(static_cast<size_t>(AttentionScratchFloats(dim)));
+    Attend(
+        cache.shape(), queries, [&](int block) { return cache.Block(block); }, scratch.data());
+    for (size_t i = 0; i < kRanges.size(); ++i) {
+      ASSERT_EQ(outs[i], AttendOne(cache, qs[i], kRanges[i].first, kRanges[i].second)) << i << " dim " << dim;
+    }
   }
 }
 

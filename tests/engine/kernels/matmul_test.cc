@@ -124,6 +124,11 @@ class ProductTest : public testing::TestWithParam<TensorType> {
     const int64_t block = storage::TraitsOf(GetParam()).block_elements;
     return block == 1 ? 300 : block == 32 ? 32 * 37 : 256 * 5;
   }
+  // The same, and widths of a few groups: less than a column block.
+  std::vector<int64_t> ManyCols() const {
+    const int64_t block = storage::TraitsOf(GetParam()).block_elements;
+    return block == 1 ? std::vector<int64_t>{1, 7, 33, Cols()} : std::vector<int64_t>{block, 3 * block, Cols()};
+  }
 };
 
 std::string TypeName(const testing::TestParamInfo<TensorType>& info) {
@@ -187,16 +192,18 @@ TEST_P(ProductTest, ReferenceAgreesWithDoublePrecision) {
 
 // Bit for bit: integers are exact and the f32 operations are the same, in the same order.
 TEST_P(ProductTest, EveryInstructionSetGivesTheReferencesBits) {
-  for (const int64_t rows : {1, 16, 37}) {
-    const std::vector<uint8_t> bytes = RandomRows(GetParam(), rows, Cols(), 4);
-    const Matrix w = MakeMatrix(GetParam(), rows, Cols(), bytes);
-    for (const int n : {1, 2, 3, 5, 8, 13}) {
-      const std::vector<float> x = RandomFloats(static_cast<size_t>(n * Cols()), 5);
-      ASSERT_TRUE(ForceKernelIsa("reference").ok());
-      const std::vector<float> expected = Product(w, x, n);
-      for (const std::string& isa : AvailableKernelIsas()) {
-        ASSERT_TRUE(ForceKernelIsa(isa).ok());
-        ASSERT_EQ(Product(w, x, n), expected) << isa << " rows " << rows << " tokens " << n;
+  for (const int64_t cols : ManyCols()) {
+    for (const int64_t rows : {1, 16, 37}) {
+      const std::vector<uint8_t> bytes = RandomRows(GetParam(), rows, cols, 4);
+      const Matrix w = MakeMatrix(GetParam(), rows, cols, bytes);
+      for (const int n : {1, 2, 3, 5, 8, 13}) {
+        const std::vector<float> x = RandomFloats(static_cast<size_t>(n * cols), 5);
+        ASSERT_TRUE(ForceKernelIsa("reference").ok());
+        const std::vector<float> expected = Product(w, x, n);
+        for (const std::string& isa : AvailableKernelIsas()) {
+          ASSERT_TRUE(ForceKernelIsa(isa).ok());
+          ASSERT_EQ(Product(w, x, n), expected) << isa << " rows " << rows << " cols " << cols << " tokens " << n;
+        }
       }
     }
   }
