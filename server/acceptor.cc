@@ -14,6 +14,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cstddef>
 #include <cstring>
 #include <utility>
@@ -40,10 +41,13 @@ constexpr int kUnwatchedMs = 1000;
 constexpr int kCalmMs = 50;
 constexpr int kFloodMs = 10;
 constexpr int kFloodWaitMs = 2000;
-constexpr uint64_t kFloodBytes = 16 << 10;  // of one connection, between two looks
-constexpr uint64_t kCallBytes = 4 << 10;    // as many as a call under way may well send: acknowledgements, window updates
-// What the kernel keeps of a connection that we do not keep up with.
-constexpr int kReceiveBytes = 256 << 10;
+// As much as a call under way may well send: acknowledgements, window updates.
+constexpr uint64_t kCallBytesPerMs = 400;
+// Whoever sends this fraction of what the worst does is cut off with it.
+constexpr uint64_t kFloodShare = 4;
+// What the kernel keeps of a connection that we do not keep up with, and gRPC still reads when it has been cut off: 130
+// bytes of a reset call cost 17 KB. A client 100 ms away can send ten times this in a second.
+constexpr int kReceiveBytes = 64 << 10;
 
 uint64_t BytesReceived(int fd) {
   tcp_info info = {};
@@ -314,7 +318,7 @@ int Acceptor::Watch(WatchState* state) {
     state->waits = 0;
   }
   if (heap <= heap_watched_) {
-    state->looked = false;
+    state->looked_at.reset();
     if (state->trim) {
       malloc_trim(0);
       state->trim = false;
@@ -322,30 +326,40 @@ int Acceptor::Watch(WatchState* state) {
     return connections_.empty() ? kUnwatchedMs : kCalmMs;
   }
   Sweep();
-  // What they have sent since the last look; nobody is judged by a first one.
+  // What they have sent since the last look, which may come late in a flood; nobody is judged by a first one.
+  const auto now = std::chrono::steady_clock::now();
+  const bool looked = state->looked_at.has_value();
+  const int64_t since =
+      std::chrono::duration_cast<std::chrono::milliseconds>(now - state->looked_at.value_or(now)).count();
+  const uint64_t since_ms = static_cast<uint64_t>(std::max<int64_t>(since, kFloodMs));
+  state->looked_at = now;
   uint64_t most = 0;
   for (Connection& connection : connections_) {
     const uint64_t received = BytesReceived(connection.fd);
-    const bool known = state->looked && connection.seen;
-    connection.just_received = known ? received - std::min(received, connection.received) : 0;
+    connection.just_received = looked && connection.seen ? received - std::min(received, connection.received) : 0;
     connection.received = received;
     connection.seen = true;
     most = std::max(most, connection.just_received);
   }
-  state->looked = true;
-  if (heap <= heap_max || most == 0) {
+  if (state->waits == 0) {
+    state->flood_bytes_per_ms = 0;
+  }
+  const uint64_t bytes_per_ms = std::max(state->flood_bytes_per_ms, most / since_ms);
+  // Others make their calls meanwhile, and while what was cut off is worked off: they send far less than the worst.
+  const uint64_t flood_bytes = std::max(kCallBytesPerMs, bytes_per_ms / kFloodShare) * since_ms;
+  if (heap <= heap_max || most < flood_bytes) {
     return kFloodMs;
   }
+  state->flood_bytes_per_ms = bytes_per_ms;
   state->trim = true;
   state->waits = kFloodWaitMs / kFloodMs;
   for (const Connection& connection : connections_) {
-    // When the flood has been cut off and its memory is not free yet, others come and make their calls.
-    if (connection.just_received >= std::clamp(most, kCallBytes, kFloodBytes)) {
+    if (connection.just_received >= flood_bytes) {
       shutdown(connection.fd, SHUT_RDWR);  // gRPC sees its end, and closes it
       if (cut_off_++ % 100 == 0) {
         spdlog::warn(
             "a connection was cut off: it sent {} in {} ms, while the heap was {} too large (one of 100 is logged)",
-            HumanBytes(connection.just_received), kFloodMs, HumanBytes(heap - heap_max));
+            HumanBytes(connection.just_received), since_ms, HumanBytes(heap - heap_max));
       }
     }
   }

@@ -6,9 +6,11 @@
 #include <sys/types.h>
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -81,9 +83,11 @@ class Acceptor {
   void Run();
   void Accept(int listener, const Handler& handler);
   struct WatchState {
-    int waits = 0;        // looks for which nobody is let in
-    bool looked = false;  // at what the connections have received, last time
-    bool trim = false;    // the heap has been too large, and is to be given back
+    int waits = 0;  // looks for which nobody is let in
+    // When the connections were last asked what they have received; nullopt = the heap was small then.
+    std::optional<std::chrono::steady_clock::time_point> looked_at;
+    uint64_t flood_bytes_per_ms = 0;  // of the worst that was cut off, while there are waits
+    bool trim = false;                // the heap has been too large, and is to be given back
   };
   // Cuts off who floods us, if memory asks for it. Milliseconds until the next look.
   int Watch(WatchState* state);

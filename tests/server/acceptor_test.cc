@@ -5,16 +5,21 @@
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstdlib>
 #include <filesystem>
+#include <functional>
 #include <string>
 #include <vector>
 
 #include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/support/temp_folder.h"
@@ -141,6 +146,74 @@ TEST(AcceptorTest, TakesWhatThereIsRoomForAndClosesTheRest) {
   EXPECT_TRUE(IsClosed(second));
   EXPECT_TRUE(IsClosed(fourth));
   for (const int fd : {first, second, third, fourth, file, taken[1], taken[2]}) {
+    close(fd);
+  }
+}
+
+// Sends what the socket takes of `bytes`; false: the other side has closed.
+bool SendSome(int fd, size_t bytes) {
+  return send(fd, std::string(bytes, 'x').data(), bytes, MSG_NOSIGNAL | MSG_DONTWAIT) >= 0 || errno == EAGAIN;
+}
+
+bool IsOpen(int fd) {
+  char byte = 0;
+  return recv(fd, &byte, 1, MSG_DONTWAIT) < 0 && errno == EAGAIN;
+}
+
+TEST(AcceptorTest, OfALargeHeapWhoSendsMostIsCutOffAndNobodyElseSuffersForLong) {
+  auto listening = ListeningAddress::Listen("127.0.0.1:0");
+  ASSERT_TRUE(listening.ok());
+  const int port = PortIn(listening->name());
+  std::vector<Acceptor::Port> ports;
+  absl::Mutex mutex;
+  std::vector<int> taken;
+  ports.push_back({*std::move(listening), [&](int, int connection) {
+                     absl::MutexLock lock(&mutex);
+                     taken.push_back(connection);
+                   }});
+  Acceptor acceptor(std::move(ports), 10, absl::Seconds(80));
+  const auto taken_count = [&] {
+    absl::MutexLock lock(&mutex);
+    return taken.size();
+  };
+  const auto drain = [&] {
+    absl::MutexLock lock(&mutex);
+    static char buffer[1 << 20];
+    for (const int fd : taken) {
+      while (recv(fd, buffer, sizeof(buffer), MSG_DONTWAIT) > 0) {
+      }
+    }
+  };
+  const int flood = ConnectTo(port);
+  const int call = ConnectTo(port);
+  // A call under way sends a little now and then, and goes on doing so. Returns whether `event` has come within a
+  // minute.
+  const auto goes_on_until = [&](int watched, const std::function<bool()>& event) {
+    const absl::Time end = absl::Now() + absl::Minutes(1);
+    while (!event() && absl::Now() < end) {
+      EXPECT_TRUE(SendSome(call, 30));
+      drain();
+      pollfd closed = {watched, POLLRDHUP, 0};
+      poll(&closed, 1, 5);
+    }
+    return event();
+  };
+  ASSERT_TRUE(goes_on_until(flood, [&] { return taken_count() == 2; }));
+  acceptor.WatchMemory(1 << 20);
+  const std::string heap(8 << 20, 'x');
+  EXPECT_TRUE(goes_on_until(flood, [&] { return !SendSome(flood, 64 << 10) || acceptor.stats().cut_off > 0; }));
+  EXPECT_TRUE(IsClosed(flood));
+  // The heap stays as it is, but only that flood was to blame for it.
+  const int late = ConnectTo(port);
+  EXPECT_TRUE(goes_on_until(late, [&] { return taken_count() == 3; }));
+  EXPECT_EQ(acceptor.stats().cut_off, 1u);
+  EXPECT_TRUE(IsOpen(call));
+  EXPECT_TRUE(IsOpen(late));
+  acceptor.Stop();
+  for (const int fd : {flood, call, late}) {
+    close(fd);
+  }
+  for (const int fd : taken) {
     close(fd);
   }
 }
