@@ -2,6 +2,7 @@
 
 #include <spdlog/spdlog.h>
 
+#include <chrono>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -40,10 +41,7 @@ FlashMonitor::FlashMonitor(Lifecycle& lifecycle, std::function<storage::RowStore
       }) {}
 
 FlashMonitor::~FlashMonitor() {
-  {
-    absl::MutexLock lock(&mutex_);
-    stop_ = true;
-  }
+  stop_.Set();
   thread_.join();
 }
 
@@ -57,17 +55,15 @@ void FlashMonitor::Run() {
   FlashHealth health;
   bool was_healthy = true;
   bool was_direct = stats_().direct_io;
-  absl::Time last_task = absl::Now();
-  while (true) {
+  auto last_task = std::chrono::steady_clock::now();
+  while (!stop_.WaitFor(interval_)) {
     std::function<void()> task;
     {
       absl::MutexLock lock(&mutex_);
-      if (mutex_.AwaitWithTimeout(absl::Condition(&stop_), interval_)) {
-        return;
-      }
-      if (absl::Now() - last_task >= period_) {
+      const auto now = std::chrono::steady_clock::now();
+      if (absl::FromChrono(now - last_task) >= period_) {
         task = task_;
-        last_task = absl::Now();
+        last_task = now;
       }
     }
     const storage::RowStoreStats stats = stats_();

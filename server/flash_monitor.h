@@ -12,6 +12,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "server/lifecycle.h"
+#include "server/stop_signal.h"
 #include "storage/stats.h"
 
 namespace embergate::server {
@@ -55,8 +56,8 @@ class FlashMonitor {
   const std::function<storage::RowStoreStats()> stats_;
   const std::function<void()> probe_;
   const absl::Duration interval_;
+  StopSignal stop_;
   absl::Mutex mutex_;
-  bool stop_ ABSL_GUARDED_BY(mutex_) = false;
   std::function<void()> task_ ABSL_GUARDED_BY(mutex_);
   absl::Duration period_ ABSL_GUARDED_BY(mutex_) = absl::InfiniteDuration();
   std::thread thread_;

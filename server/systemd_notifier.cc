@@ -77,8 +77,7 @@ void SystemdNotifier::StartWatchdog(std::function<bool()> alive) {
       if (alive()) {
         Send("WATCHDOG=1");
       }
-      const absl::MutexLock lock(&mutex_);
-      if (mutex_.AwaitWithTimeout(absl::Condition(&stop_), watchdog_ / 4)) {
+      if (stop_.WaitFor(watchdog_ / 4)) {
         return;
       }
     }
@@ -86,10 +85,7 @@ void SystemdNotifier::StartWatchdog(std::function<bool()> alive) {
 }
 
 void SystemdNotifier::StopWatchdog() {
-  {
-    const absl::MutexLock lock(&mutex_);
-    stop_ = true;
-  }
+  stop_.Set();
   if (thread_.joinable()) {
     thread_.join();
   }

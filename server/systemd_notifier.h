@@ -8,10 +8,9 @@
 #include <string>
 #include <thread>
 
-#include "absl/base/thread_annotations.h"
 #include "absl/strings/string_view.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "server/stop_signal.h"
 
 namespace embergate::server {
 
@@ -48,8 +47,7 @@ class SystemdNotifier {
   const std::string socket_path_;
   const absl::Duration watchdog_;
   const int fd_;
-  absl::Mutex mutex_;
-  bool stop_ ABSL_GUARDED_BY(mutex_) = false;
+  StopSignal stop_;
   std::thread thread_;
 };
 
