@@ -2,7 +2,7 @@
 
 #include <chrono>
 
-#include "absl/time/clock.h"
+#include "absl/time/time.h"
 
 namespace embergate::engine {
 namespace {
@@ -13,7 +13,8 @@ class RealClock : public Clock {
     return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
         .count();
   }
-  absl::Time WallNow() const override { return absl::Now(); }
+  // Not absl::Now(), which counts cycles and notices a jump up to two seconds late.
+  absl::Time WallNow() const override { return absl::FromChrono(std::chrono::system_clock::now()); }
 };
 
 }  // namespace

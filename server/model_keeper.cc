@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "engine/clock.h"
 #include "server/cli/human.h"
 #include "server/dram_plan.h"
 #include "server/response_builder.h"
@@ -165,7 +166,7 @@ absl::Status ModelKeeper::ReplaceDrained(const ModelHostOptions& options, absl::
   }
   const ModelHostOptions former_options = service_->options;
   service_->monitor.reset();
-  service_->host->engine().Drain(absl::Now() + drain_timeout);
+  service_->host->engine().Drain(engine::Clock::Real().WallNow() + drain_timeout);
   lifecycle.AwaitUnused(&service_->host->served());
   service_.reset();
   spdlog::info("model change: the former model is released");

@@ -15,6 +15,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_join.h"
+#include "engine/clock.h"
 #include "server/dram_plan.h"
 #include "server/logging.h"
 #include "server/metrics.h"
@@ -122,7 +123,7 @@ int ServeUntilSignal(SignalPoller& poller, Reloader& reloader, ModelKeeper& keep
 }
 
 void Drain(absl::Duration timeout, GrpcServer& server, SignalPoller& poller) {
-  const absl::Time deadline = absl::Now() + timeout;
+  const absl::Time deadline = engine::Clock::Real().WallNow() + timeout;
   std::atomic<bool> drained{false};
   server.lifecycle().SetDraining();
   std::thread drainer([&] {
@@ -136,7 +137,7 @@ void Drain(absl::Duration timeout, GrpcServer& server, SignalPoller& poller) {
       engine.join();
     }
     // The engine has ended everything; what is left are last messages on their way to slow clients.
-    server.Shutdown(absl::Now() + absl::Seconds(2));
+    server.Shutdown(engine::Clock::Real().WallNow() + absl::Seconds(2));
     drained.store(true);
     poller.Wake();
   });
