@@ -17,7 +17,7 @@ build_packages=(
 test_packages=(libgtest-dev libgmock-dev python3 sentencepiece)
 # The tests of deploy/ skip what is not there.
 # docker_test would like docker.io, docker-compose and iptables, which are much for a machine that runs no containers.
-test_packages+=(python3-yaml prometheus nginx haproxy iproute2 file)
+test_packages+=(python3-yaml prometheus nginx haproxy iproute2 file faketime)
 # Those of clients/ likewise; go_test would like golang-go, golang-google-grpc-dev, golang-google-protobuf-dev, protoc-gen-go
 # and protoc-gen-go-grpc, and http_rules_test golang-grpc-gateway, which are too much for everybody.
 test_packages+=(python3-grpcio python3-protobuf)

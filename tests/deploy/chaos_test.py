@@ -1,9 +1,12 @@
-"""A server that is killed in the middle of everything, as by power that fails.
+"""A server that is killed in the middle of everything, as by power that fails, and one whose clock is set.
 
 Longer: EMBERGATE_CHAOS_SECONDS=1800 (killed and started again for that long; a few times otherwise)."""
+import glob
 import os
 import random
 import signal
+import socket
+import subprocess
 import threading
 import time
 import unittest
@@ -93,6 +96,68 @@ class KillTest(unittest.TestCase):
             print("killed %d times; %d answers, %d calls cut off or refused; ready after %.2f s at the slowest" % (
                 2 * rounds, sum(c.whole for c in clients), sum(c.cut for c in clients), slowest))
             self.assertGreater(sum(client.cut for client in clients), 0)
+
+
+class ClockTest(unittest.TestCase):
+    """The wall clock is set back and forth, as by a board without one that hears of the time later. libfaketime answers
+    for it, not the kernel: a wait until a time of the wall clock lasts as much too long as one of a clock set back."""
+    LONG = 6000  # tokens
+    WATCHDOG = 0.4  # seconds
+
+    @unittest.skipIf(harness.SANITIZED, "a sanitizer's library has to be the first")
+    def test_no_answer_and_no_time_limit_depends_on_the_wall_clock(self):
+        libraries = glob.glob("/usr/lib/*/faketime/libfaketimeMT.so.1")
+        if not libraries:
+            self.skipTest("libfaketime is not installed (Debian package faketime)")
+        with harness.Folder() as folder, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notices:
+            clock = os.path.join(folder, "clock")
+            notices.bind(os.path.join(folder, "notices"))
+
+            def set_clock(offset):
+                with open(clock + ".new", "w") as file:
+                    file.write(offset)
+                os.rename(clock + ".new", clock)
+
+            def read_notices(count):
+                """Those of the watchdog that come from now on."""
+                notices.setblocking(False)
+                try:
+                    while notices.recv(4096):
+                        pass
+                except BlockingIOError:
+                    notices.settimeout(20)
+                while count > 0:
+                    count -= b"WATCHDOG=1" in notices.recv(4096)
+
+            set_clock("+0")
+            environment = {
+                "LD_PRELOAD": libraries[0], "FAKETIME_TIMESTAMP_FILE": clock, "FAKETIME_NO_CACHE": "1",
+                "FAKETIME_DONT_FAKE_MONOTONIC": "1", "NOTIFY_SOCKET": os.path.join(folder, "notices"),
+                "WATCHDOG_USEC": str(int(self.WATCHDOG * 1e6))}
+            with harness.Server("--context", str(self.LONG + 100), "--slots", "4", "--drain-timeout", "1",
+                                env=environment) as server:
+                command = [harness.BINARY, "generate", "--address", server.address, "--prompt", "Hello", "--temperature",
+                           "0", "--max-tokens", str(self.LONG), "--ignore-eos"]
+                whole = harness.run(*command).stdout
+                stream = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+                for offset in ("+3600", "-3600", "+0", "-20000d", "+300d", "+0", "+3600"):
+                    set_clock(offset)
+                    read_notices(3)
+                    # A deadline is neither over at once nor forgotten.
+                    answer = server.generate("--timeout", "60", check=False)
+                    self.assertEqual(answer.returncode, 0, offset + ": " + answer.stderr)
+                    begin = time.monotonic()
+                    hurried = harness.run(*command, "--timeout", "0.3", check=False)
+                    self.assertRegex(hurried.stderr, "DEADLINE_EXCEEDED|the deadline cannot be met")
+                    self.assertLess(time.monotonic() - begin, 20, offset)
+                out, err = stream.communicate(timeout=120)
+                self.assertEqual((stream.returncode, out), (0, whole), err)
+                # An hour ahead, and with a stream under way, it ends when it is to.
+                stream = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+                self.addCleanup(stream.wait)
+                stream.stdout.read(1)
+                self.assertEqual(server.stop(timeout=20), 0)
+                stream.communicate(timeout=20)
 
 
 if __name__ == "__main__":
