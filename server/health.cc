@@ -42,9 +42,12 @@ class HealthService::Watcher final : public grpc::ServerWriteReactor<health::Hea
   void End(grpc::Status status) {
     {
       absl::MutexLock lock(&mutex_);
+      if (ending_) {
+        return;  // the first one counts: its status may be on its way without the lock
+      }
       ending_ = true;
       end_status_ = std::move(status);
-      if (busy_ || finished_) {
+      if (busy_) {
         return;
       }
       finished_ = true;
