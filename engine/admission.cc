@@ -7,7 +7,8 @@
 namespace embergate::engine {
 namespace {
 
-constexpr double kWeight = 0.2;  // of a new measurement in the mean
+constexpr double kWeight = 0.2;   // of a new measurement in the mean
+constexpr double kSlowest = 2.0;  // times the mean, as far as a measurement counts
 
 std::string Seconds(int64_t ns) { return absl::FormatDuration(absl::Milliseconds((ns + 999'999) / 1'000'000)); }
 
@@ -80,7 +81,7 @@ void SeenBeginnings::Add(absl::Span<const int32_t> prompt) {
 }
 
 void SpeedEstimate::OnMeasured(double ns) {
-  mean_ns_ = mean_ns_ == 0 ? ns : mean_ns_ + kWeight * (ns - mean_ns_);
+  mean_ns_ = mean_ns_ == 0 ? ns : mean_ns_ + kWeight * (std::min(ns, kSlowest * mean_ns_) - mean_ns_);
   hope_ = 1;
 }
 

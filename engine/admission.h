@@ -61,9 +61,10 @@ struct Admission {
 // answers together, may exceed tokens_max and bytes_max: it has to go in some time.
 Admission Admit(const QueueState& queue, const QueueLimits& limits, const Speed& speed, const Arrival& arrival);
 
-// The estimate of a speed, for deadlines: the mean of recent steps, a little more hopeful after each refusal that went
-// by it. Without that, one slow measurement on a server that then refuses everything would never be corrected. A pure
-// state machine. Threads: one at a time.
+// The estimate of a speed, for deadlines: the mean of recent steps, of which none counts as more than twice the mean so
+// far, so that one stall (of a card, or of the whole machine) refuses nobody, while a lasting slowdown is followed
+// within some steps. A little more hopeful after each refusal that went by it: a server that refuses everything
+// measures nothing. A pure state machine. Threads: one at a time.
 class SpeedEstimate {
  public:
   void OnMeasured(double ns);

@@ -110,13 +110,25 @@ TEST(SeenBeginningsTest, RemembersTheLatestByTheirFirstTokens) {
   EXPECT_FALSE(seen.Seen(std::vector<int32_t>(100, 7))) << "too long ago";
 }
 
-TEST(SpeedEstimateTest, OneSlowMeasurementDoesNotRefuseForEver) {
+TEST(SpeedEstimateTest, OneStallHardlyCountsAndASlowdownIsFollowed) {
   SpeedEstimate estimate;
   EXPECT_EQ(estimate.ns(), 0);
   estimate.OnMeasured(1000);
   estimate.OnMeasured(2000);
   EXPECT_DOUBLE_EQ(estimate.ns(), 1200);
   estimate.OnMeasured(1e9);
+  EXPECT_LT(estimate.ns(), 1500) << "a stall";
+  int steps = 0;
+  while (estimate.ns() < 9e4 && steps < 1000) {
+    estimate.OnMeasured(1e5);
+    ++steps;
+  }
+  EXPECT_LT(steps, 50) << "a machine that has become slow";
+}
+
+TEST(SpeedEstimateTest, SlowMeasurementsDoNotRefuseForEver) {
+  SpeedEstimate estimate;
+  estimate.OnMeasured(1e8);
   int refusals = 0;
   while (estimate.ns() > 2000 && refusals < 1000) {
     estimate.OnRefusal();
