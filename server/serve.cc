@@ -4,7 +4,6 @@
 #include <sys/resource.h>
 
 #include <algorithm>
-#include <atomic>
 #include <csignal>
 #include <cstdlib>
 #include <memory>
@@ -15,6 +14,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_join.h"
+#include "absl/synchronization/notification.h"
 #include "engine/clock.h"
 #include "server/dram_plan.h"
 #include "server/logging.h"
@@ -122,10 +122,20 @@ int ServeUntilSignal(SignalPoller& poller, Reloader& reloader, ModelKeeper& keep
   }
 }
 
+// For last messages on their way to slow clients when the engine has ended everything.
+constexpr absl::Duration kLastMessages = absl::Seconds(2);
+
 void Drain(absl::Duration timeout, GrpcServer& server, SignalPoller& poller) {
   const absl::Time deadline = engine::Clock::Real().WallNow() + timeout;
-  std::atomic<bool> drained{false};
+  absl::Notification drained;
   server.lifecycle().SetDraining();
+  // Beside the engine, not after it: a gateway that goes by the number of calls would send a board that still listens,
+  // and refuses at once, whatever it gets. A closed port and GOAWAY tell it to go elsewhere.
+  std::thread shutdown([&] {
+    server.Shutdown(deadline + kLastMessages);
+    drained.Notify();
+    poller.Wake();
+  });
   std::thread drainer([&] {
     std::vector<std::thread> engines;
     for (ModelUse model : {server.lifecycle().model(), server.lifecycle().former()}) {
@@ -136,12 +146,11 @@ void Drain(absl::Duration timeout, GrpcServer& server, SignalPoller& poller) {
     for (std::thread& engine : engines) {
       engine.join();
     }
-    // The engine has ended everything; what is left are last messages on their way to slow clients.
-    server.Shutdown(engine::Clock::Real().WallNow() + absl::Seconds(2));
-    drained.store(true);
-    poller.Wake();
+    if (!drained.WaitForNotificationWithTimeout(kLastMessages)) {
+      server.acceptor()->CutOffAll();
+    }
   });
-  while (!drained.load()) {
+  while (!drained.HasBeenNotified()) {
     const int signal = poller.Wait();
     if (signal != 0 && signal != SIGHUP) {  // which changes nothing any more
       spdlog::warn("second signal: ending at once");
@@ -149,6 +158,7 @@ void Drain(absl::Duration timeout, GrpcServer& server, SignalPoller& poller) {
     }
   }
   drainer.join();
+  shutdown.join();
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 drains while clients ask; every request is answered, in the end, and always alike."""
 import json
 import signal
+import socket
 import threading
 import unittest
 
@@ -95,6 +96,32 @@ class GatewayTest(unittest.TestCase):
 
     def test_haproxy(self):
         self.behind("haproxy", gateway.haproxy)
+
+
+class DrainTest(unittest.TestCase):
+    def test_who_drains_listens_no_more_and_finishes_its_streams(self):
+        """Else a gateway that goes by the number of calls would send all it gets to the board that refuses them at once."""
+        with harness.Server("--context", "8192") as server:
+            host, port = server.address.rsplit(":", 1)
+            answers = []
+            client = threading.Thread(target=lambda: answers.append(server.generate("--json", tokens=5000, check=False)))
+            client.start()
+            harness.wait_for("the stream", lambda: server.metrics()["embergate_requests_accepted_total"][0][1] > 0)
+            server.process.send_signal(signal.SIGTERM)
+
+            def refused():
+                try:
+                    socket.create_connection((host, int(port)), 5).close()
+                except ConnectionRefusedError:
+                    return True
+                return False
+            harness.wait_for("the port to be closed", refused)
+            finished = server.metrics().get("embergate_requests_finished_total", ())
+            self.assertEqual(sum(value for _, value in finished), 0, "the port was open until the stream had ended")
+            client.join()
+            self.assertEqual(answers[0].returncode, 0, answers[0].stderr)
+            self.assertEqual(json.loads(answers[0].stdout)["usage"]["output_tokens"], 5000)
+            self.assertEqual(server.process.wait(20), 0)
 
 
 if __name__ == "__main__":
