@@ -37,8 +37,8 @@ AGAIN = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL, grpc.StatusCode.
 class Client(threading.Thread):
     """Asks one request after another, and each again until it is answered whole."""
 
-    def __init__(self, target, key):
-        super().__init__()
+    def __init__(self, name, target, key):
+        super().__init__(name=name)
         self.channel = grpc.insecure_channel(target, options=[
             ("grpc.service_config", gateway.read("service_config.json")), ("grpc.use_local_subchannel_pool", 1)])
         self.metadata = [("authorization", "Bearer " + key)]
@@ -74,6 +74,7 @@ class BoardsTest(unittest.TestCase):
         self.boards = [network.Board(number) for number in (1, 2, 3)]
         self.servers = [None] * 3
         self.fronts = {}  # name -> target
+        self.gateways, self.clients = [], []
         self.keys = {}
         for name in "direct", "nginx", "haproxy":
             self.keys[name] = harness.run(harness.BINARY, "keygen", name, "--file", self.folder.file("keys")).stdout.split()[0]
@@ -103,6 +104,21 @@ class BoardsTest(unittest.TestCase):
         self.assertEqual([client.lost for client in self.clients if client.lost], [], what)
 
     def test_one_dies_one_drains_both_come_back(self):
+        try:
+            self.one_dies_one_drains_both_come_back()
+        except BaseException:
+            for client in self.clients:
+                print("%s: %d answers, lost: %s, asked again after %s" % (
+                    client.name, len(client.texts), client.lost or "nothing", dict(client.broken) or "nothing"))
+            for number, server in enumerate(self.servers):
+                print("---- log of board %d ----\n%s" % (number + 1, server.log() if server else ""))
+            for front in self.gateways:
+                with open(front.log) as log:
+                    print("---- log of a gateway ----\n%s" % log.read())
+            print("---- end ----")
+            raise
+
+    def one_dies_one_drains_both_come_back(self):
         for number in range(3):
             self.start(number)
         for server in self.servers:
@@ -115,8 +131,9 @@ class BoardsTest(unittest.TestCase):
                 print("without %s, which is not installed (Debian package %s)" % (name, name))
                 continue
             self.enter(front)
+            self.gateways.append(front)
             self.fronts[name] = "ipv4:" + front.address
-        self.clients = [Client(target, self.keys[name]) for name, target in self.fronts.items() for _ in range(CLIENTS)]
+        self.clients = [Client(name, target, self.keys[name]) for name, target in self.fronts.items() for _ in range(CLIENTS)]
         for client in self.clients:
             client.start()
             self.addCleanup(client.join)

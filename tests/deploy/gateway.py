@@ -35,8 +35,10 @@ class Gateway:
                     raise AssertionError("the gateway ended:\n" + log.read())
             return harness.run(harness.BINARY, "health", "--address", self.address, check=False).returncode == 0
         try:
-            harness.wait_for("the gateway", serves, 15, 0.2)
+            harness.wait_for("the gateway", serves, 60, 0.2)
         except BaseException:
+            with open(self.log) as log:
+                print("---- log of the gateway ----\n%s---- end ----" % log.read())
             self.__exit__()
             raise
         return self
