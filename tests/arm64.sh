@@ -24,7 +24,7 @@ export PKG_CONFIG_SYSROOT_DIR=$sysroot PKG_CONFIG_LIBDIR=$sysroot/usr/lib/aarch6
 
 # What continuous integration has time for: the server, kernels and stream on each CPU, and these programs.
 ci_tests=(storage_test row_store_test loop_test model_parts_test model_test prefix_cache_test text_test)
-ci_minutes=35  # a machine that is slower than that skips it
+ci_minutes=25  # a machine that is slower skips it
 cpus=(cortex-a72 cortex-a76 max)
 
 # Runs a command of apt's. Ends with 77 if it fails, except where it does not know a package, which is our mistake.

@@ -31,6 +31,9 @@ while [ $# -gt 0 ]; do
 done
 
 deploy/install_packages.sh test
-cmake --preset "$preset" -DEMBERGATE_BUILD_TESTS=ON
+# The release run also cross-builds for 64-bit Arm and tests that under emulation (tests/arm64.sh ci).
+arm64=OFF
+[ "$preset" != release ] || arm64=ON
+cmake --preset "$preset" -DEMBERGATE_BUILD_TESTS=ON -DEMBERGATE_TEST_ARM64=$arm64
 cmake --build --preset "$preset"
 exec ctest --preset "$preset" -j "$(nproc)" "$@"
