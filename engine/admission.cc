@@ -35,29 +35,51 @@ Admission Admit(const QueueState& queue, const QueueLimits& limits, const Speed&
                                                           " bytes, ", bytes, " more would exceed ", limits.bytes_max)));
   }
   Admission admission;
-  admission.alone_ns = static_cast<int64_t>(speed.prefill_token_ns * arrival.compute_tokens +
-                                            speed.decode_step_ns * std::max(0, arrival.tokens_certain - 1));
+  const auto takes = [&](double step_ns) {
+    return static_cast<int64_t>(speed.prefill_token_ns * arrival.compute_tokens +
+                                step_ns * std::max(0, arrival.tokens_certain - 1));
+  };
+  admission.work_ns = takes(speed.decode_step_ns);
+  admission.alone_ns = std::min(admission.work_ns, takes(speed.decode_step_alone_ns));
   admission.wait_ns = std::max<int64_t>(0, static_cast<int64_t>(speed.departure_ns * arrival.ahead) -
                                                (arrival.ahead > 0 ? arrival.since_departure_ns : 0));
-  const int64_t surplus = admission.wait_ns + admission.alone_ns - arrival.left_ns;
+  const int64_t surplus = admission.wait_ns + admission.work_ns - arrival.left_ns;
   if (surplus <= 0 || arrival.left_ns <= 0) {  // one that is over already ends as that, not as refused
     return admission;
   }
   admission.surplus_ns = surplus;
-  const std::string needs = absl::StrCat("a prompt of ", arrival.prompt_tokens, " tokens and ", arrival.tokens_certain,
-                                         arrival.tokens_certain == 1 ? " token" : " tokens", " of output take about ",
-                                         Seconds(admission.alone_ns), " at the speed measured");
+  const auto needs = [&](int64_t ns) {
+    return absl::StrCat("a prompt of ", arrival.prompt_tokens, " tokens and ", arrival.tokens_certain,
+                        arrival.tokens_certain == 1 ? " token" : " tokens", " of output take about ", Seconds(ns),
+                        " at the speed measured");
+  };
   if (admission.alone_ns > arrival.left_ns) {
     admission.refusal = Refusal::kNeverInTime;
-    admission.status = absl::ResourceExhaustedError(
-        absl::StrCat("the deadline cannot be met: ", needs, ", and it leaves ", Seconds(arrival.left_ns)));
+    admission.status = absl::ResourceExhaustedError(absl::StrCat(
+        "the deadline cannot be met: ", needs(admission.alone_ns), ", and it leaves ", Seconds(arrival.left_ns)));
   } else {
     admission.refusal = Refusal::kLate;
-    admission.status = absl::ResourceExhaustedError(absl::StrCat(
-        "the deadline cannot be met: a slot is free in about ", Seconds(admission.wait_ns), " (", arrival.ahead,
-        " requests have to end before), ", needs, ", and the deadline leaves ", Seconds(arrival.left_ns)));
+    admission.status = absl::ResourceExhaustedError(
+        absl::StrCat("the deadline cannot be met: a slot is free in about ", Seconds(admission.wait_ns), " (",
+                     arrival.ahead, " requests have to end before), ", needs(admission.work_ns),
+                     ", and the deadline leaves ", Seconds(arrival.left_ns)));
   }
   return admission;
+}
+
+void DecodeSpeeds::OnRefusal() {
+  for (SpeedEstimate& estimate : by_sequences_) {
+    estimate.OnRefusal();
+  }
+}
+
+double DecodeSpeeds::ns(int sequences) const {
+  for (size_t i = static_cast<size_t>(sequences); i > 0; --i) {
+    if (by_sequences_[i - 1].ns() > 0) {
+      return by_sequences_[i - 1].ns();
+    }
+  }
+  return 0;
 }
 
 uint64_t SeenBeginnings::Hash(absl::Span<const int32_t> prompt) {

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <deque>
 #include <unordered_set>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
@@ -31,8 +32,9 @@ struct QueueLimits {
 // Measured; 0 = not yet, and then counted as no time.
 struct Speed {
   double prefill_token_ns = 0;
-  double decode_step_ns = 0;
-  double departure_ns = 0;  // mean interval at which requests leave a queue that is not empty
+  double decode_step_ns = 0;        // in the company that it would have now
+  double decode_step_alone_ns = 0;  // on an idle machine
+  double departure_ns = 0;          // mean interval at which requests leave a queue that is not empty
 };
 
 struct Arrival {
@@ -52,8 +54,9 @@ struct Admission {
   Refusal refusal = Refusal::kNone;
   absl::Status status;     // says what was exceeded, in numbers; OK when admitted
   int64_t wait_ns = 0;     // for a slot, as estimated
+  int64_t work_ns = 0;     // from then on, as estimated
   int64_t alone_ns = 0;    // that it would take on an idle machine, as estimated
-  int64_t surplus_ns = 0;  // kLate: how much shorter the wait would have to be
+  int64_t surplus_ns = 0;  // kLate: how much sooner it would have to end
 };
 
 // A request waits for a slot, computes its prompt, then one step per token. It is refused as kLate when that does not
@@ -74,6 +77,20 @@ class SpeedEstimate {
  private:
   double mean_ns_ = 0;
   double hope_ = 1;
+};
+
+// How long a decode step takes, by the number of sequences that it serves: a machine that has served many at once is
+// not as slow for one that comes when they are gone. A pure state machine. Threads: one at a time.
+class DecodeSpeeds {
+ public:
+  explicit DecodeSpeeds(int sequences_max) : by_sequences_(static_cast<size_t>(sequences_max)) {}
+  void OnMeasured(int sequences, double ns) { by_sequences_[static_cast<size_t>(sequences) - 1].OnMeasured(ns); }
+  void OnRefusal();
+  // Where that number was not measured, of the nearest smaller one: rather too short than too long. 0 = no measurement.
+  double ns(int sequences) const;
+
+ private:
+  std::vector<SpeedEstimate> by_sequences_;  // of 1, 2, ...
 };
 
 // Whether a prompt's keys and values may be cached: whether another one began with the same tokens, lately. It may say

@@ -57,7 +57,8 @@ class EngineImpl : public Engine {
         options_(options),
         clock_(options.clock != nullptr ? *options.clock : Clock::Real()),
         limits_{model.limits(), model.FreeKvTokens(), options.top_logprobs_max, tokenizer != nullptr},
-        loop_(model, std::move(eos_ids), options, clock_) {
+        loop_(model, std::move(eos_ids), options, clock_),
+        decode_steps_(limits_.model.slots_max) {
     Publish();
     if (options.own_thread) {
       thread_ = std::thread([this] { Run(); });
@@ -267,8 +268,14 @@ class EngineImpl : public Engine {
     // With a time limit before its deadline it ends well in any case.
     arrival.left_ns = sequence.time_limit_ns < sequence.deadline_ns ? INT64_MAX : sequence.deadline_ns - now;
     arrival.since_departure_ns = std::max<int64_t>(0, now - retry_.last_departure_ns());
-    const Speed speed = {prefill_token_.ns(), decode_step_.ns(), retry_.interval_ns()};
+    const int together = std::min(limits_.model.slots_max, published_.running + queue.waiting + sequences);
+    const Speed speed = {prefill_token_.ns(), decode_steps_.ns(together),
+                         decode_steps_.ns(std::min(limits_.model.slots_max, sequences)), retry_.interval_ns()};
     Admission admission = Admit(queue, limits, speed, arrival);
+    if (admission.refusal != Refusal::kNone && admission.work_ns > arrival.left_ns) {
+      prefill_token_.OnRefusal();
+      decode_steps_.OnRefusal();
+    }
     switch (admission.refusal) {
       case Refusal::kNone:
         return absl::OkStatus();
@@ -280,8 +287,6 @@ class EngineImpl : public Engine {
                               std::max(absl::Nanoseconds(admission.surplus_ns), absl::Milliseconds(50)));
       case Refusal::kNeverInTime:
         ++refused_late_;
-        prefill_token_.OnRefusal();
-        decode_step_.OnRefusal();
         return WithRefusalReason(std::move(admission.status), "DEADLINE_UNREACHABLE");
     }
     return absl::OkStatus();
@@ -293,9 +298,9 @@ class EngineImpl : public Engine {
     }
     step_ = step.number;
     if (step.prompt_tokens == 0) {
-      decode_step_.OnMeasured(static_cast<double>(step.ns));
+      decode_steps_.OnMeasured(step.decodes, static_cast<double>(step.ns));
     } else if (step.prompt_tokens >= kPrefillTokensToLearn) {
-      const double decodes = step.decodes > 0 ? decode_step_.ns() : 0;
+      const double decodes = step.decodes > 0 ? decode_steps_.ns(step.decodes) : 0;
       prefill_token_.OnMeasured(std::max(static_cast<double>(step.ns) - decodes, 0.0) / step.prompt_tokens);
     }
   }
@@ -372,7 +377,7 @@ class EngineImpl : public Engine {
   int running_batch_ = 0;
   RetryEstimator retry_;
   SpeedEstimate prefill_token_;
-  SpeedEstimate decode_step_;
+  DecodeSpeeds decode_steps_;
   SeenBeginnings beginnings_;
   uint64_t step_ = 0;        // of the loop's, the last that the estimates know
   uint64_t departures_ = 0;  // of the loop's, those that retry_ knows

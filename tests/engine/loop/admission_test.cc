@@ -14,8 +14,8 @@ using ::testing::HasSubstr;
 
 constexpr int64_t kMs = 1'000'000;
 constexpr QueueLimits kLimits = {16, 1000, 10000, 8, 0};
-// 2 ms per prompt token, 50 ms per step, a departure every 500 ms.
-constexpr Speed kSpeed = {2e6, 50e6, 500e6};
+// 2 ms per prompt token, 50 ms per step in any company, a departure every 500 ms.
+constexpr Speed kSpeed = {2e6, 50e6, 50e6, 500e6};
 
 Arrival Request(int prompt_tokens, int tokens_certain, int ahead, int64_t left_ms) {
   Arrival arrival;
@@ -78,6 +78,18 @@ TEST(AdmissionTest, ADeadlineCountsWaitPromptAndCertainTokens) {
   EXPECT_EQ(late.surplus_ns, 50 * kMs) << "when it would have been in time";
 }
 
+TEST(AdmissionTest, WhatOnlyTheOthersMakeTooLateMayComeAgain) {
+  constexpr Speed kBeside = {2e6, 80e6, 50e6, 500e6};  // 650 ms alone, 920 now
+  EXPECT_EQ(Admit({}, kLimits, kBeside, Request(100, 10, 0, 920)).refusal, Refusal::kNone);
+  const Admission late = Admit({}, kLimits, kBeside, Request(100, 10, 0, 700));
+  EXPECT_EQ(late.refusal, Refusal::kLate);
+  EXPECT_EQ(late.surplus_ns, 220 * kMs);
+  EXPECT_THAT(std::string(late.status.message()), HasSubstr("920ms"));
+  EXPECT_EQ(Admit({}, kLimits, kBeside, Request(100, 10, 0, 649)).refusal, Refusal::kNeverInTime);
+  constexpr Speed kNeverAlone = {2e6, 80e6, 0, 500e6};
+  EXPECT_EQ(Admit({}, kLimits, kNeverAlone, Request(100, 10, 0, 649)).refusal, Refusal::kLate) << "who knows";
+}
+
 TEST(AdmissionTest, WithoutAMeasurementNobodyIsRefusedForADeadline) {
   EXPECT_EQ(Admit({}, kLimits, Speed(), Request(100, 100, 8, 1)).refusal, Refusal::kNone);
 }
@@ -108,6 +120,19 @@ TEST(SeenBeginningsTest, RemembersTheLatestByTheirFirstTokens) {
   }
   EXPECT_TRUE(seen.Seen({5, 6}));
   EXPECT_FALSE(seen.Seen(std::vector<int32_t>(100, 7))) << "too long ago";
+}
+
+TEST(DecodeSpeedsTest, ManyAtOnceSayNothingOfOneAlone) {
+  DecodeSpeeds speeds(4);
+  EXPECT_EQ(speeds.ns(4), 0);
+  speeds.OnMeasured(3, 30);
+  EXPECT_EQ(speeds.ns(4), 30);
+  EXPECT_EQ(speeds.ns(3), 30);
+  EXPECT_EQ(speeds.ns(2), 0);
+  speeds.OnMeasured(1, 10);
+  EXPECT_EQ(speeds.ns(2), 10);
+  speeds.OnRefusal();
+  EXPECT_DOUBLE_EQ(speeds.ns(3), 27);
 }
 
 TEST(SpeedEstimateTest, OneStallHardlyCountsAndASlowdownIsFollowed) {

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "engine/retry_after.h"
+#include "engine/sequence.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/support/manual_clock.h"
@@ -668,6 +669,55 @@ TEST_F(EngineTest, WaitingPromptTokensAreBounded) {
   EXPECT_EQ(engine_->Snapshot().waiting_tokens, 0);
 }
 
+TEST_F(EngineTest, WaitingBytesAreBounded) {
+  ScriptedModelOptions model_options;
+  model_options.limits.slots_max = 1;
+  EngineOptions options;
+  options.waiting_bytes_max = 2 * RequestBytes(Greedy(Prompt(100), 6));
+  Make(model_options, options);
+  std::vector<RecordingSink> sinks(4);
+  Submit(Greedy(Prompt(100), 6), &sinks[0]);
+  engine_->StepOnce();
+  Submit(Greedy(Prompt(100), 6), &sinks[1]);
+  Submit(Greedy(Prompt(100), 6), &sinks[2]);
+  EXPECT_EQ(engine_->Snapshot().waiting_bytes, options.waiting_bytes_max);
+  const absl::Status refused = engine_->Submit(Greedy(Prompt(1), 6), &sinks[3]).status();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(refused.message()), HasSubstr("bytes"));
+  RunAll();
+  EXPECT_EQ(engine_->Snapshot().waiting_bytes, 0);
+}
+
+TEST_F(EngineTest, SlotsGoToClientsByTheirWeights) {
+  ScriptedModelOptions model_options;
+  model_options.limits.slots_max = 1;
+  Make(model_options);
+  std::vector<RecordingSink> sinks(25);
+  const auto submit = [&](size_t i, const std::string& client, double weight) {
+    GenerateRequest request = Greedy(Prompt(5, static_cast<int>(i)), 6);
+    request.client_key = client;
+    request.client_weight = weight;
+    Submit(std::move(request), &sinks[i]);
+  };
+  submit(0, "somebody", 1);
+  engine_->StepOnce();  // runs, while the others come
+  for (size_t i = 1; i <= 12; ++i) {
+    submit(i, "light", 1);
+    submit(12 + i, "heavy", 3);
+  }
+  const auto ended = [&](size_t first) {
+    return std::count_if(sinks.begin() + static_cast<std::ptrdiff_t>(first),
+                         sinks.begin() + static_cast<std::ptrdiff_t>(first) + 12,
+                         [](const RecordingSink& sink) { return sink.finish.has_value(); });
+  };
+  while (ended(1) + ended(13) < 12) {
+    engine_->StepOnce();
+  }
+  EXPECT_EQ(ended(1), 3);
+  EXPECT_EQ(ended(13), 9);
+  RunAll();
+}
+
 TEST_F(EngineTest, ClientsTakeTurnsAndBatchWorkComesLater) {
   ScriptedModelOptions model_options;
   model_options.limits.slots_max = 1;
@@ -937,6 +987,38 @@ TEST_F(EngineTest, ADeadlineThatCannotBeMetIsRefusedAtOnce) {
   Submit(request, &limited);
   RunAll();
   EXPECT_EQ(limited.finish->reason, FinishReason::kTimeLimit);
+}
+
+TEST_F(EngineTest, ADeadlineThatCompanyMakesTooShortMayBeTriedAgainAndIsMetAlone) {
+  ScriptedModelOptions model_options;
+  model_options.step_base = absl::Milliseconds(10);
+  model_options.step_per_token = absl::Milliseconds(5);  // steps of 15 to 30 ms
+  Make(model_options);
+  const auto request = [&](int salt, absl::Time deadline) {
+    GenerateRequest r = Greedy(Prompt(5, salt), 41);
+    r.stop.ignore_eos = true;
+    r.deadline = deadline;
+    return r;
+  };
+  RecordingSink alone;
+  Submit(request(0, absl::InfiniteFuture()), &alone);
+  RunAll();
+  std::vector<RecordingSink> others(3);
+  for (size_t i = 0; i < 3; ++i) {
+    Submit(request(1 + static_cast<int>(i), absl::InfiniteFuture()), &others[i]);
+  }
+  for (int i = 0; i < 10; ++i) {
+    engine_->StepOnce();
+  }
+  // 40 steps: 600 ms alone, 1000 and more beside three others.
+  RecordingSink sink;
+  const absl::Status late = engine_->Submit(request(5, clock_.WallNow() + absl::Milliseconds(800)), &sink).status();
+  EXPECT_EQ(RefusalReason(late), "DEADLINE_UNREACHABLE");
+  EXPECT_TRUE(RetryAfter(late).has_value()) << late;
+  RunAll();
+  ASSERT_TRUE(engine_->Submit(request(5, clock_.WallNow() + absl::Milliseconds(800)), &sink).ok());
+  RunAll();
+  EXPECT_EQ(sink.finish->reason, FinishReason::kLength);
 }
 
 TEST_F(EngineTest, ADeadlineBehindAQueueIsRefusedWithTheTimeAfterWhichItCouldBeMet) {
