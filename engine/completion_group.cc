@@ -73,7 +73,7 @@ void CompletionGroup::Finish(Member& member, FinishEvent event) {
   receipt.rows_from_cache += part.rows_from_cache;
   receipt.rows_read += part.rows_read;
   receipt.flash_bytes += part.flash_bytes;
-  receipt.kv_bytes_peak += part.kv_bytes_peak;
+  receipt.kv_bytes_peak = std::max(receipt.kv_bytes_peak, part.kv_bytes_peak);  // of all that were there with it
   receipt.preemptions += part.preemptions;
   if (part.energy_joules.has_value()) {
     receipt.energy_joules = receipt.energy_joules.value_or(0) + *part.energy_joules;

@@ -56,6 +56,7 @@ StepLoop::StepLoop(LanguageModel& model, std::vector<int32_t> eos_ids, const Eng
   running_.reserve(slots);
   chunks_.reserve(slots);
   pending_.reserve(slots);
+  slots_of_request_.reserve(slots);
   running_view_.reserve(slots);
   waiting_.reserve(static_cast<size_t>(options.waiting_max) + slots);
   waiting_view_.reserve(static_cast<size_t>(options.waiting_max) + slots);
@@ -188,9 +189,9 @@ void StepLoop::Preempt() {
 }
 
 void StepLoop::SetAside(int running_index, int64_t now) {
+  NoteKvBytes(*running_[static_cast<size_t>(running_index)]);
   std::unique_ptr<Sequence> sequence = std::move(running_[static_cast<size_t>(running_index)]);
   DropRows(*sequence);
-  sequence->receipt.kv_bytes_peak = std::max(sequence->receipt.kv_bytes_peak, model_.SlotKvBytes(sequence->slot));
   model_.CloseSlot(sequence->slot);
   free_slots_.push_back(sequence->slot);
   sequence->SetAside(now);
@@ -684,12 +685,22 @@ void StepLoop::CountToken(Sequence& sequence, int64_t now) {
   sequence.last_token_ns = now;
 }
 
+void StepLoop::NoteKvBytes(Sequence& sequence) {
+  slots_of_request_.assign(1, sequence.slot);
+  for (const auto& other : running_) {
+    if (other != nullptr && other.get() != &sequence && other->group == sequence.group && other->slot >= 0) {
+      slots_of_request_.push_back(other->slot);
+    }
+  }
+  sequence.receipt.kv_bytes_peak = std::max(sequence.receipt.kv_bytes_peak, model_.KvBytes(slots_of_request_));
+}
+
 void StepLoop::Finish(Sequence& sequence, FinishReason reason, absl::Status status, int32_t stop_id) {
   const int64_t now = clock_.NowNs();
   DropRows(sequence);
   Receipt& receipt = sequence.receipt;
   if (sequence.slot >= 0) {
-    receipt.kv_bytes_peak = std::max(receipt.kv_bytes_peak, model_.SlotKvBytes(sequence.slot));
+    NoteKvBytes(sequence);
     model_.CloseSlot(sequence.slot);
     free_slots_.push_back(sequence.slot);
     sequence.slot = -1;

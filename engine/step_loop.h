@@ -69,6 +69,9 @@ class StepLoop {
 
   void Plan(StepPlan* plan);
   void EndDue();
+  // Notes in its receipt what it holds in the KV cache now, before it gives that back: together with the other answers
+  // to its request, if there are any, for they share the prompt.
+  void NoteKvBytes(Sequence& sequence);
   // Takes slots from batch work for an interactive request that would have to wait.
   void Preempt();
   void SetAside(int running_index, int64_t now);
@@ -130,7 +133,8 @@ class StepLoop {
   std::vector<WaitingRequest> waiting_view_;
   std::vector<Chunk> chunks_;
   std::vector<Pending> pending_;
-  std::vector<float> logits_;  // [logit_rows_max, vocab_size]
+  std::vector<int> slots_of_request_;  // scratch of NoteKvBytes
+  std::vector<float> logits_;          // [logit_rows_max, vocab_size]
   std::vector<int32_t> suppressed_;
   Sampler sampler_;
   TopSelector top_;

@@ -262,7 +262,7 @@ class GgufDecoderModel : public DecoderModel {
   PrefixCacheStats PrefixStats() const override { return kv_->prefix_stats(); }
   void CloseSlot(int slot) override { kv_->CloseSlot(slot); }
   int64_t FreeKvTokens() const override { return kv_->FreeTokens(); }
-  uint64_t SlotKvBytes(int slot) const override { return kv_->SlotBytes(slot); }
+  uint64_t KvBytes(absl::Span<const int> slots) const override { return kv_->BytesOf(slots); }
 
   absl::StatusOr<storage::RowTicket> PrefetchRows(absl::Span<const int32_t> tokens) override {
     return ple_->Prefetch(tokens, LogitsWanted::kAll);

@@ -492,9 +492,34 @@ void KvCache::CommitBlock(Slot& s) {
   block = {node, tree_->pages(node)};
 }
 
-uint64_t KvCache::SlotBytes(int slot) const {
-  const Slot& s = slots_[slot];
-  return s.open ? s.blocks.size() * layout_.full_bytes + s.windows_most * layout_.sliding_bytes : 0;
+uint64_t KvCache::BytesOf(absl::Span<const int> slots) const {
+  uint64_t bytes = 0;
+  for (size_t i = 0; i < slots.size(); ++i) {
+    const Slot& s = slots_[slots[i]];
+    if (!s.open) {
+      continue;
+    }
+    // Blocks are shared from the first on, so the longest common path with a slot before is all that counts twice.
+    size_t shared = 0;
+    int shared_windows = 0;
+    for (size_t before = 0; before < i; ++before) {
+      const Slot& other = slots_[slots[before]];
+      size_t common = 0;
+      int windows = 0;
+      while (common < std::min(s.blocks.size(), other.blocks.size()) && s.blocks[common].node != kPrivate &&
+             s.blocks[common].node == other.blocks[common].node) {
+        windows += s.blocks[common].pages.sliding >= 0 && other.blocks[common].pages.sliding >= 0 ? 1 : 0;
+        ++common;
+      }
+      if (common > shared) {
+        shared = common;
+        shared_windows = windows;
+      }
+    }
+    bytes += (s.blocks.size() - shared) * layout_.full_bytes +
+             static_cast<uint64_t>(s.windows_most - shared_windows) * layout_.sliding_bytes;
+  }
+  return bytes;
 }
 
 PrefixCacheStats KvCache::prefix_stats() const {

@@ -69,8 +69,8 @@ class KvCache {
   void CloseSlot(int slot);  // a closed slot stays closed
   bool is_open(int slot) const { return slots_[slot].open; }
   int reserved(int slot) const { return slots_[slot].tokens_max; }
-  // The most bytes that an open slot has held at once, shared ones included.
-  uint64_t SlotBytes(int slot) const;
+  // Of these slots together, at the most that each has held; what they share counts once. Closed ones hold nothing.
+  uint64_t BytesOf(absl::Span<const int> slots) const;
   // Positions that could be reserved now.
   int64_t FreeTokens() const;
   PrefixCacheStats prefix_stats() const;

@@ -94,9 +94,9 @@ class LanguageModel {
   virtual void CloseSlot(int slot) = 0;
   // Positions that could be reserved now, for admission.
   virtual int64_t FreeKvTokens() const = 0;
-  // The most bytes of KV memory that the open slot has held at once, shared ones included, for its receipt; 0 where a
-  // model does not count them.
-  virtual uint64_t SlotKvBytes(int /*slot*/) const { return 0; }
+  // KV memory of these open slots together, at the most that each has held; what they share counts once, what others
+  // share with them in full. For receipts; 0 where a model does not count it.
+  virtual uint64_t KvBytes(absl::Span<const int> /*slots*/) const { return 0; }
 
   // Asks for the table rows of a coming Step's tokens and returns at once. The flash reads start with SendRows, or with
   // Step for those asked for before it: all together, in one batch. A model without a table on flash returns an invalid

@@ -60,7 +60,7 @@ class StampedModel final : public engine::LanguageModel {
   absl::Status OpenSlot(int slot, int tokens_max) override { return inner_.OpenSlot(slot, tokens_max); }
   void CloseSlot(int slot) override { inner_.CloseSlot(slot); }
   int64_t FreeKvTokens() const override { return inner_.FreeKvTokens(); }
-  uint64_t SlotKvBytes(int slot) const override { return inner_.SlotKvBytes(slot); }
+  uint64_t KvBytes(absl::Span<const int> slots) const override { return inner_.KvBytes(slots); }
   absl::StatusOr<storage::RowTicket> PrefetchRows(absl::Span<const int32_t> tokens) override {
     return inner_.PrefetchRows(tokens);
   }

@@ -109,9 +109,24 @@ int64_t ScriptedModel::FreeKvTokens() const {
   return kv_free_;
 }
 
-uint64_t ScriptedModel::SlotKvBytes(int slot) const {
+uint64_t ScriptedModel::KvBytes(absl::Span<const int> slots) const {
   std::lock_guard<std::mutex> lock(mutex_);
-  return slots_[static_cast<size_t>(slot)].tokens.size() * 100;
+  size_t positions = 0;
+  for (size_t i = 0; i < slots.size(); ++i) {
+    const std::vector<int32_t>& tokens = slots_[static_cast<size_t>(slots[i])].tokens;
+    size_t shared = 0;
+    for (size_t before = 0; options_.reuses_prefixes && before < i; ++before) {
+      const std::vector<int32_t>& other = slots_[static_cast<size_t>(slots[before])].tokens;
+      const size_t limit = std::min(tokens.size(), other.size());
+      size_t common = 0;
+      while (common < limit && tokens[common] == other[common]) {
+        ++common;
+      }
+      shared = std::max(shared, common);
+    }
+    positions += tokens.size() - shared;
+  }
+  return positions * 100;
 }
 
 absl::StatusOr<storage::RowTicket> ScriptedModel::PrefetchRows(absl::Span<const int32_t> tokens) {

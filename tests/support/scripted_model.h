@@ -66,7 +66,7 @@ class ScriptedModel : public engine::LanguageModel {
   bool reuses_prefixes() const override { return options_.reuses_prefixes; }
   void CloseSlot(int slot) override;
   int64_t FreeKvTokens() const override;
-  uint64_t SlotKvBytes(int slot) const override;
+  uint64_t KvBytes(absl::Span<const int> slots) const override;
   absl::StatusOr<storage::RowTicket> PrefetchRows(absl::Span<const int32_t> tokens) override;
   void ReleaseRows(storage::RowTicket ticket) override;
   absl::Status Step(absl::Span<engine::Chunk> chunks, absl::Span<float> logits, engine::StepTimes* times) override;

@@ -104,6 +104,9 @@ TEST_F(CompletionsTest, ShareThePromptAndDifferInTheirDraws) {
   EXPECT_EQ(sink.finish->receipt.prompt_tokens, 50);
   EXPECT_EQ(sink.finish->receipt.cached_tokens, 0);
   EXPECT_EQ(sink.finish->receipt.generated_tokens, 36);
+  // The prompt's memory is there once. The answers began a step or two after one another.
+  EXPECT_GE(sink.finish->receipt.kv_bytes_peak, 100u * (50 + 3 * 9));
+  EXPECT_LE(sink.finish->receipt.kv_bytes_peak, 100u * (50 + 3 * 11));
   EXPECT_EQ(sink.finish->reason, FinishReason::kLength);
   // The same request again gives the same answers, in whatever company.
   RecordingSink again, other;

@@ -140,7 +140,7 @@ TEST(KvCacheTest, FullLayersKeepEveryPositionAndSlidingOnesTheWindow) {
   }
   // Seven blocks of the full layers; of the sliding ones, what window and step touched.
   const uint64_t sliding = kBlock * 2 * 2 * 4 * sizeof(float), full = kBlock * 2 * 2 * 8 * sizeof(float);
-  EXPECT_EQ(cache->SlotBytes(0), 7 * full + 2 * sliding);
+  EXPECT_EQ(cache->BytesOf({0}), 7 * full + 2 * sliding);
 }
 
 TEST(KvCacheTest, ReservationsAreExactAndReturned) {
@@ -235,6 +235,12 @@ TEST(KvCacheTest, RunningSequencesShareAndDiverge) {
     // The other goes on from the middle of a's block that is not full; a's own rows stay a's.
     ASSERT_EQ(*cache->OpenSlotWithPrefix(1, 320, b, 0), 205);
     EXPECT_EQ(cache->FreeTokens(), 2 * 320 - 320 - (10 - 6) * kBlock);  // six blocks are shared
+    // The window of 20 reaches into the sixth and seventh block, of which the sixth is shared.
+    const uint64_t full = kBlock * 2 * 2 * 8 * sizeof(float), sliding = kBlock * 2 * 2 * 4 * sizeof(float);
+    EXPECT_EQ(cache->BytesOf({0}), 7 * full + 2 * sliding);
+    EXPECT_EQ(cache->BytesOf({1}), 7 * full + 2 * sliding);
+    EXPECT_EQ(cache->BytesOf({0, 1}), 8 * full + 3 * sliding);
+    EXPECT_EQ(cache->BytesOf({1, 0, 2}), 8 * full + 3 * sliding) << "a closed slot holds nothing";
     for (int start = 208; start < 320; start += 8) {
       Compute(*cache, config, 0, a, start, 8);
       Compute(*cache, config, 1, b, start - 3, 8);

@@ -73,7 +73,7 @@ TEST(StepTest, RowUseCountsDistinctRowsAndHits) {
   std::vector<float> logits(static_cast<size_t>(model.vocab()));
   for (const bool cached : {false, true}) {
     ASSERT_TRUE(model->OpenSlot(0, 8).ok());
-    EXPECT_EQ(model->SlotKvBytes(0), 0u);  // pages are taken when positions are computed
+    EXPECT_EQ(model->KvBytes({0}), 0u);  // pages are taken when positions are computed
     Chunk chunk = MakeChunk(0, ids, 0, LogitsWanted::kLast);
     StepTimes times;
     ASSERT_TRUE(model->Step(absl::MakeSpan(&chunk, 1), absl::MakeSpan(logits), &times).ok());
@@ -83,10 +83,10 @@ TEST(StepTest, RowUseCountsDistinctRowsAndHits) {
     EXPECT_EQ(chunk.rows_used.bytes > 0, !cached);
     EXPECT_GT(times.total_ns, 0u);
     EXPECT_LE(times.row_wait_ns, times.total_ns);
-    EXPECT_GT(model->SlotKvBytes(0), 0u);
+    EXPECT_GT(model->KvBytes({0}), 0u);
     model->CloseSlot(0);
   }
-  EXPECT_EQ(model->SlotKvBytes(0), 0u);
+  EXPECT_EQ(model->KvBytes({0}), 0u);
 }
 
 // Tokens that only feed keys and values need the part of their row that the first layers use, and that is all that is
