@@ -57,7 +57,8 @@ std::optional<uint64_t> MemAvailable(const std::string& root) {
   return std::nullopt;
 }
 
-// The smallest memory limit of the process's cgroup and its ancestors; nullopt if there is none.
+// The smallest memory limit of the process's cgroup and its ancestors; nullopt if there is none. Above memory.high the
+// kernel kills nobody, but takes pages away and slows the process down until it is below.
 std::optional<uint64_t> CgroupLimit(const std::string& root) {
   std::ifstream file(root + "proc/self/cgroup");
   std::optional<uint64_t> smallest;
@@ -74,15 +75,18 @@ std::optional<uint64_t> CgroupLimit(const std::string& root) {
       continue;
     }
     const std::string base = absl::StrCat(root, "sys/fs/cgroup", v2 ? "" : "/memory");
-    const char* limit_file = v2 ? "/memory.max" : "/memory.limit_in_bytes";
+    const std::vector<const char*> limit_files = v2 ? std::vector<const char*>{"/memory.max", "/memory.high"}
+                                                    : std::vector<const char*>{"/memory.limit_in_bytes"};
     // Inside a container the path in /proc is the host's; its own limit is then at the mount's root, which the walk
     // upwards reaches.
     std::string path = fields[2] == "/" ? "" : fields[2];
     while (true) {
-      const std::optional<uint64_t> limit = ReadNumber(absl::StrCat(base, path, limit_file));
-      // v1 writes "no limit" as a number near 2^63.
-      if (limit.has_value() && *limit < (uint64_t{1} << 60)) {
-        smallest = std::min(smallest.value_or(*limit), *limit);
+      for (const char* limit_file : limit_files) {
+        const std::optional<uint64_t> limit = ReadNumber(absl::StrCat(base, path, limit_file));
+        // v1 writes "no limit" as a number near 2^63.
+        if (limit.has_value() && *limit < (uint64_t{1} << 60)) {
+          smallest = std::min(smallest.value_or(*limit), *limit);
+        }
       }
       if (path.empty()) {
         break;

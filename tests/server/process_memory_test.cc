@@ -50,6 +50,8 @@ TEST(DetectDramBudgetTest, SmallestLimitUpTheCgroupTree) {
   root.Put("sys/fs/cgroup/system.slice/embergate.service/memory.max", "max\n");
   root.Put("sys/fs/cgroup/system.slice/memory.max", "1572864000\n");
   EXPECT_EQ(*DetectDramBudget(root.path()), 1572864000u);
+  root.Put("sys/fs/cgroup/system.slice/embergate.service/memory.high", "1363148800\n");
+  EXPECT_EQ(*DetectDramBudget(root.path()), 1363148800u) << "beyond it the kernel slows it down";
 }
 
 TEST(DetectDramBudgetTest, ContainerWithTheHostsPath) {
