@@ -435,7 +435,35 @@ TEST(ServeTest, BudgetThatCannotHoldTheModelSaysWhatWould) {
   std::vector<std::string> args = {"--model", GoldenGguf("gemma4-tiny-e2b"), "--dram-budget", "1MiB"};
   ServerProcess server(EMBERGATE_BINARY, args);
   EXPECT_EQ(server.WaitExit(), 2);
-  EXPECT_THAT(server.log(), HasSubstr("budget"));
+  EXPECT_THAT(server.log(), HasSubstr("the DRAM budget of 1 MiB cannot hold this model"));
+  EXPECT_THAT(server.log(), HasSubstr("the smallest budget that would do"));
+  EXPECT_THAT(server.log(), HasSubstr("to need less: --"));
+}
+
+TEST(ServeTest, TheTableOfPartsIsInTheLogAndInTheModelsInfo) {
+  const std::vector<std::string> args = {"--context",     "160", "--slots", "4",
+                                         "--threads",     "2",   "--model", GoldenGguf("gemma4-tiny-e2b"),
+                                         "--dram-budget", "1GiB"};
+  ServerProcess server(EMBERGATE_BINARY, args);
+  ASSERT_TRUE(server.WaitReady());
+  v1::GetModelInfoResponse info;
+  ASSERT_TRUE(Stub(server)->GetModelInfo(BoundedContext().get(), v1::GetModelInfoRequest(), &info).ok());
+  const v1::Memory& memory = info.memory();
+  EXPECT_EQ(memory.budget_bytes(), 1u << 30);
+  const std::string log = server.log();
+  const std::string table = log.substr(std::min(log.size(), log.find("DRAM by part:")));
+  uint64_t total = 0;
+  std::vector<std::string> names;
+  for (const v1::Memory::Part& part : memory.parts()) {
+    EXPECT_THAT(table, HasSubstr(absl::StrCat("  ", part.name(), " ")));
+    names.push_back(part.name());
+    total += part.bytes();
+  }
+  EXPECT_THAT(names, ::testing::UnorderedElementsAre("weights", "kv_cache", "prefix_cache", "row_cache", "row_buffers",
+                                                     "scratch", "logits_and_sampler", "tokenizer", "binary",
+                                                     "grpc_buffers", "requests", "allocator_slack"));
+  EXPECT_EQ(memory.total_bytes(), total);
+  EXPECT_LE(total, memory.budget_bytes());
 }
 
 TEST(ServeTest, TakenPortIsRefused) {
