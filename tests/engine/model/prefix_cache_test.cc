@@ -4,6 +4,7 @@
 #include <memory>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "engine/completion_group.h"
@@ -109,7 +110,7 @@ class PrefixCacheTest : public ::testing::TestWithParam<std::string> {
 };
 
 TEST_P(PrefixCacheTest, CachedPrefixesChangeNothing) {
-  for (const KvType type : {KvType::kF32, KvType::kF16}) {
+  for (const KvType type : {KvType::kF32, KvType::kF16, KvType::kQ8_0, KvType::kQ4_0}) {
     const std::string path = GoldenGguf(GetParam());
     Served warm(path, true, type), cold(path, false, type);
     const std::vector<int32_t> system = RandomPrompt(70, 1);
@@ -205,9 +206,10 @@ TEST_P(PrefixCacheTest, CrowdsChangeNothing) {
 // Each of several answers is the one that a request of its own would get, with and without a cache.
 TEST_P(PrefixCacheTest, SeveralAnswersAreThoseOfSingleRequests) {
   const std::string path = GoldenGguf(GetParam());
-  Served cold(path, false, KvType::kF16);
-  for (const bool cache : {false, true}) {
-    Served served(path, cache, KvType::kF16);
+  for (const auto& [cache, type] : {std::pair(false, KvType::kF16), std::pair(true, KvType::kF16),
+                                    std::pair(true, KvType::kQ8_0), std::pair(true, KvType::kQ4_0)}) {
+    Served cold(path, false, type);
+    Served served(path, cache, type);
     for (const int prompt_tokens : {3, 45, 90}) {
       GenerateRequest request = Request(RandomPrompt(prompt_tokens, 8), 16, 1);
       request.completions = 6;  // of four slots
