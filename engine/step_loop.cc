@@ -449,6 +449,13 @@ void StepLoop::Compute() {
     Sequence& sequence = *running_[static_cast<size_t>(planned.sequence)];
     (sequence.prefilling() ? prompt_tokens : decodes) += planned.tokens;
     AskForRows(sequence, sequence.computed, planned.tokens, planned.logits);
+    if (sequence.ahead.count == 0) {
+      // There is no room beside what was read ahead for those that wait: this step needs it, they do not yet.
+      for (const auto& waiting : waiting_) {
+        DropRows(*waiting);
+      }
+      AskForRows(sequence, sequence.computed, planned.tokens, planned.logits);
+    }
     Chunk chunk;
     chunk.slot = sequence.slot;
     chunk.tokens = absl::MakeConstSpan(sequence.tokens)
