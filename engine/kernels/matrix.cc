@@ -5,11 +5,11 @@
 #include <algorithm>
 #include <cstring>
 #include <memory>
+#include <mutex>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "absl/synchronization/mutex.h"
 #include "engine/kernels/dequantize.h"
 #include "engine/kernels/float16.h"
 #include "engine/kernels/matrix_impl.h"
@@ -221,9 +221,9 @@ HugeMemory::~HugeMemory() {
 bool HugeMemory::Allocate(size_t bytes) {
   constexpr size_t kSharedMin = 64 << 10;  // below this pages do not matter
   if (bytes >= kSharedMin && bytes < kHugePageBytes) {
-    static absl::Mutex mutex;
+    static std::mutex mutex;
     static auto& all = *new std::vector<std::weak_ptr<SharedPages>>();  // never destroyed: matrices may outlive it
-    const absl::MutexLock lock(&mutex);
+    const std::lock_guard<std::mutex> lock(mutex);
     const size_t rounded = (bytes + 63) / 64 * 64;
     const std::shared_ptr<SharedPages> pages = PagesWithRoom(rounded, all);
     if (pages == nullptr) {
