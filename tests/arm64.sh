@@ -48,7 +48,7 @@ packages() {
   local missing=() package as_root=()
   [ "$(dpkg --print-architecture)" = amd64 ] || skip "this machine is not an x86-64 one"
   for package in crossbuild-essential-arm64 qemu-user-static cmake ninja-build pkg-config protobuf-compiler \
-    protobuf-compiler-grpc python3; do
+    protobuf-compiler-grpc libprotobuf-dev python3; do
     [ "$(dpkg-query -W -f='${Status}' "$package" 2>/dev/null)" = "install ok installed" ] || missing+=("$package")
   done
   [ ${#missing[@]} -gt 0 ] || return 0
