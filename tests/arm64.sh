@@ -23,7 +23,7 @@ export EMBERGATE_ARM64_SYSROOT=$sysroot
 export PKG_CONFIG_SYSROOT_DIR=$sysroot PKG_CONFIG_LIBDIR=$sysroot/usr/lib/aarch64-linux-gnu/pkgconfig
 
 # What continuous integration has time for: the server, kernels and stream on each CPU, and these programs.
-ci_tests=(storage_test row_store_test loop_test model_parts_test model_test prefix_cache_test text_test)
+ci_tests=(storage_test row_store_test)
 ci_minutes=25  # a machine that is slower skips it
 cpus=(cortex-a72 cortex-a76 max)
 
