@@ -16,11 +16,6 @@
 namespace embergate::server {
 namespace {
 
-// Whoever uses up gRPC's quota, it ends streams of the oldest connections first, and those of a flood are gone by then:
-// it would end everybody else's. It is for many who send little each; floods are found, and cut off, by the watch over
-// the heap (Acceptor::WatchMemory), whose overshoot this leaves room for.
-constexpr size_t kQuotaReserve = 192u << 20;
-
 // For the last messages of calls that were cancelled at a shutdown.
 constexpr absl::Duration kCancelGrace = absl::Milliseconds(500);
 
@@ -53,7 +48,7 @@ void SetLimits(const GrpcServerOptions& options, grpc::ServerBuilder& builder) {
   // It remembers every connection, which costs memory and tells who calls.
   builder.AddChannelArgument(GRPC_ARG_ENABLE_CHANNELZ, options.channelz ? 1 : 0);
   grpc::ResourceQuota quota("embergate");
-  quota.Resize(static_cast<size_t>(options.transport_bytes_max) + kQuotaReserve);
+  quota.Resize(static_cast<size_t>(options.transport_bytes_max));
   builder.SetResourceQuota(quota);
   // The only synchronous service is reflection: one poller is enough.
   builder.SetSyncServerOption(grpc::ServerBuilder::NUM_CQS, 1);
