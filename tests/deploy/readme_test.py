@@ -48,6 +48,7 @@ NOT_HERE = {
     "build/kernels_bench": "minutes; the suite has its --smoke",
     "OMP_NUM_THREADS=1 build/kernels_bench": "needs a build with oneDNN",
     "build/row_store_bench": "minutes; the suite has its --smoke",
+    "CGROUP=": "needs llama.cpp, and root",
     "EMBERGATE_SOAK_READS=": "an hour; the suite has the test with fewer reads",
     "EMBERGATE_SOAK_SECONDS=": "an hour; the suite has the test with fewer seconds",
     "EMBERGATE_CHAOS_SECONDS=": "half an hour; the suite has the test with fewer seconds",
