@@ -78,7 +78,7 @@ if [ "$architecture" != "$(dpkg --print-architecture)" ]; then
 fi
 image build --format docker --arch "$architecture" --isolation chroot --network host --pull=never \
   --build-arg "DEBIAN=${base#debian:}" -f "$dockerfile" -t embergate . >"$work/build.log" 2>&1 || { tail -n 40 "$work/build.log" >&2; exit 1; }
-grep -E '^STEP' "$work/build.log"
+grep -E '^(\[[0-9]+/[0-9]+\] )?STEP ' "$work/build.log"
 
 echo "==> Run"
 container=$(image from --pull=never embergate)
