@@ -65,6 +65,8 @@ CpuOrder UsableCpus() {
   return OrderCpus(std::move(cpus), "/sys");
 }
 
+int ThreadsOrAll(int threads) { return threads > 0 ? threads : static_cast<int>(UsableCpus().cpus.size()); }
+
 void NameThisThread([[maybe_unused]] const char* name) {
 #if defined(__linux__)
   pthread_setname_np(pthread_self(), name);

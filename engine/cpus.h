@@ -19,6 +19,8 @@ CpuOrder OrderCpus(std::vector<int> cpus, const std::string& sysfs);
 // Those that this process may use: by taskset, a container's cpuset or systemd's AllowedCPUs perhaps fewer than the
 // machine has. Never empty.
 CpuOrder UsableCpus();
+// `threads`, or one for each of them where that is 0: what the setting of that name means.
+int ThreadsOrAll(int threads);
 
 // What `top -H` and /proc call the calling thread; of at most 15 characters.
 void NameThisThread(const char* name);

@@ -180,7 +180,7 @@ absl::StatusOr<ModelHostOptions> Resolve(const ModelFlags& flags) {
     return absl::InvalidArgumentError("--model: which file to serve is required");
   }
   options.path = flags.model;
-  options.threads = flags.threads > 0 ? flags.threads : static_cast<int>(engine::UsableCpus().cpus.size());
+  options.threads = engine::ThreadsOrAll(flags.threads);
   engine::DecoderOptions& decoder = options.decoder;
   decoder.context_max = flags.context;
   decoder.slots_max = flags.slots;

@@ -238,9 +238,7 @@ void RunMachine(const Flags& flags) {
   if (!flags.model.isa.empty()) {
     Check(engine::ForceKernelIsa(flags.model.isa));
   }
-  const engine::CpuOrder cpus = engine::UsableCpus();
-  const int cores = static_cast<int>(cpus.cpus.size());
-  engine::ThreadPool pool(flags.model.threads > 0 ? flags.model.threads : cores, cpus.unequal);
+  engine::ThreadPool pool(engine::ThreadsOrAll(flags.model.threads), engine::UsableCpus().unequal);
   const engine::MachineLimits limits = engine::MeasureMachine(pool, 2.0);
   MachineRates rates;
   rates.read_bytes_per_second = limits.read_bytes_per_second;

@@ -1,10 +1,8 @@
 // embergate convert
-#include <algorithm>
 #include <cstdio>
 #include <memory>
 #include <optional>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -12,6 +10,7 @@
 #include "engine/convert/check.h"
 #include "engine/convert/converter.h"
 #include "engine/convert/finish_rows.h"
+#include "engine/cpus.h"
 #include "server/cli/cli.h"
 #include "server/cli/divergence_report.h"
 #include "server/cli/human.h"
@@ -33,7 +32,7 @@ struct State {
   bool keep_unused_kv = false;
   bool check = false;
   bool finish_rows = false;
-  int threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  int threads = engine::ThreadsOrAll(0);
 };
 
 std::optional<storage::TensorType> TypeOf(const std::string& name) {

@@ -1,11 +1,10 @@
 // embergate eval: perplexity of a model on a text, and its distance from another model.
-#include <algorithm>
 #include <cstdio>
 #include <memory>
 #include <string>
-#include <thread>
 
 #include "engine/convert/evaluate.h"
+#include "engine/cpus.h"
 #include "engine/text/tokenizer.h"
 #include "nlohmann/json.hpp"
 #include "server/bounded_file.h"
@@ -26,7 +25,7 @@ struct State {
   std::string text;
   int context = 512;
   uint64_t tokens_max = 0;
-  int threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  int threads = engine::ThreadsOrAll(0);
   bool json = false;
 };
 

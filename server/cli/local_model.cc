@@ -73,8 +73,7 @@ LocalModel LoadLocalModel(const char* command, const LocalModelFlags& flags, eng
   options.rows.cache_bytes = flags.row_cache_bytes;
   LocalModel local;
   const engine::CpuOrder cpus = engine::UsableCpus();
-  const int cores = static_cast<int>(cpus.cpus.size());
-  local.pool = std::make_unique<engine::ThreadPool>(flags.threads > 0 ? flags.threads : cores, cpus.unequal);
+  local.pool = std::make_unique<engine::ThreadPool>(engine::ThreadsOrAll(flags.threads), cpus.unequal);
   ProgressBar bar("loading");
   const auto start = std::chrono::steady_clock::now();
   absl::StatusOr<std::unique_ptr<engine::DecoderModel>> model = engine::DecoderModel::Load(
@@ -84,7 +83,7 @@ LocalModel LoadLocalModel(const char* command, const LocalModelFlags& flags, eng
   }
   local.model = *std::move(model);
   local.load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  if (cpus.unequal && local.pool->threads() <= cores) {
+  if (cpus.unequal && local.pool->threads() <= static_cast<int>(cpus.cpus.size())) {
     engine::PinThisThread(cpus.cpus.front());  // the caller works, too
   }
   return local;

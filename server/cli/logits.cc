@@ -18,7 +18,7 @@ namespace {
 
 constexpr char kCommand[] = "logits";
 constexpr char kSuffix[] = ".input_ids";
-constexpr int kStepTokens = 256;               // of a step when no chunk length is given
+constexpr int kStepTokens = 256;                        // of a step when no chunk length is given
 constexpr uint64_t kBatchBytesMax = uint64_t{4} << 30;  // logits held at once with --batch
 constexpr size_t kSlotsMax = 64;
 

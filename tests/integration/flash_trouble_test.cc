@@ -6,10 +6,8 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
-#include <functional>
 #include <memory>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "absl/strings/match.h"
@@ -21,27 +19,19 @@
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
 #include "storage/gguf_file.h"
+#include "tests/support/eventually.h"
 #include "tests/support/server_process.h"
 #include "tests/support/temp_folder.h"
 
 namespace embergate {
 namespace {
 
+using test::Eventually;
 using test::RunBinary;
 using test::RunResult;
 using test::ServerProcess;
 using ::testing::HasSubstr;
 using ::testing::Not;
-
-bool Eventually(const std::function<bool()>& condition) {
-  for (int i = 0; i < 6000; ++i) {
-    if (condition()) {
-      return true;
-    }
-    std::this_thread::sleep_for(std::chrono::milliseconds(5));
-  }
-  return false;
-}
 
 class FlashTroubleTest : public ::testing::Test {
  protected:

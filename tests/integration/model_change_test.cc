@@ -7,7 +7,6 @@
 #include <functional>
 #include <memory>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "absl/strings/match.h"
@@ -16,6 +15,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/engine/model/model_fixture.h"
+#include "tests/support/eventually.h"
 #include "tests/support/server_process.h"
 #include "tests/support/temp_folder.h"
 
@@ -23,21 +23,12 @@ namespace embergate {
 namespace {
 
 using engine::GoldenGguf;
+using test::Eventually;
 using test::ServerProcess;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
 constexpr int kLong = 3000;  // tokens; far more than are computed while a model of this size is loaded
-
-bool Eventually(const std::function<bool()>& condition) {
-  for (int i = 0; i < 6000; ++i) {
-    if (condition()) {
-      return true;
-    }
-    std::this_thread::sleep_for(std::chrono::milliseconds(5));
-  }
-  return false;
-}
 
 // A stream with its own connection.
 class Stream {

@@ -7,7 +7,6 @@
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
-#include <functional>
 #include <memory>
 #include <optional>
 #include <sstream>
@@ -25,6 +24,7 @@
 #include "nlohmann/json.hpp"
 #include "tests/engine/model/model_fixture.h"
 #include "tests/support/certificates.h"
+#include "tests/support/eventually.h"
 #include "tests/support/sanitized.h"
 #include "tests/support/server_process.h"
 
@@ -32,6 +32,7 @@ namespace embergate {
 namespace {
 
 using engine::GoldenGguf;
+using test::Eventually;
 using test::RunBinary;
 using test::RunResult;
 using test::ServerProcess;
@@ -43,16 +44,6 @@ std::vector<std::string> ServeArgs(const std::vector<std::string>& more) {
                                    "2",         "--dram-budget", "0",       "--model", GoldenGguf("gemma4-tiny-e2b")};
   args.insert(args.end(), more.begin(), more.end());
   return args;
-}
-
-bool Eventually(const std::function<bool()>& condition) {
-  for (int i = 0; i < 2000; ++i) {
-    if (condition()) {
-      return true;
-    }
-    std::this_thread::sleep_for(std::chrono::milliseconds(5));
-  }
-  return false;
 }
 
 RunResult GenerateCommand(const std::string& address, const std::vector<std::string>& more = {},
