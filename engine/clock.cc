@@ -2,6 +2,7 @@
 
 #include <chrono>
 
+#include "absl/time/clock.h"
 #include "absl/time/time.h"
 
 namespace embergate::engine {
@@ -15,6 +16,7 @@ class RealClock : public Clock {
   }
   // Not absl::Now(), which counts cycles and notices a jump up to two seconds late.
   absl::Time WallNow() const override { return absl::FromChrono(std::chrono::system_clock::now()); }
+  void Sleep(absl::Duration duration) const override { absl::SleepFor(duration); }
 };
 
 }  // namespace

@@ -17,6 +17,8 @@ class Clock {
   // The wall clock that request deadlines are given in. It may jump: it is read once per request, at Submit, to turn
   // the deadline into a distance on the steady clock.
   virtual absl::Time WallNow() const = 0;
+  // Blocks the calling thread so long.
+  virtual void Sleep(absl::Duration duration) const = 0;
 
   static const Clock& Real();
 };

@@ -24,6 +24,12 @@ namespace {
 
 constexpr int kPrefillTokensToLearn = 16;  // a step of fewer costs as one without: no measure of a prompt's speed
 
+// Delivering a step's tokens to 8 streams takes about 1 ms of processor time. What takes less than the kernel's slack
+// of a timer (50 us) is not slept.
+constexpr int64_t kPauseShare = 100;
+constexpr int64_t kPauseMaxNs = 1'000'000;
+constexpr int64_t kPauseFromNs = 10'000'000;
+
 absl::Status CheckOptions(const ModelLimits& limits, const EngineOptions& options) {
   const auto positive = [](absl::string_view name, int64_t value) {
     return value >= 1 ? absl::OkStatus()
@@ -238,6 +244,9 @@ class EngineImpl : public Engine {
     Publish();  // before the long part, so that Submit sees the room that admission made
     loop_.Compute();
     Publish();
+    if (options_.pause_after_tokens) {
+      Pause();
+    }
     return worked || !abort.ok();
   }
 
@@ -305,6 +314,15 @@ class EngineImpl : public Engine {
     }
   }
 
+  void Pause() {
+    const StepLoop::LastStep& step = loop_.last_step();
+    if (step.number == paused_step_ || step.tokens == 0 || step.ns < kPauseFromNs) {
+      return;
+    }
+    paused_step_ = step.number;
+    clock_.Sleep(absl::Nanoseconds(std::min(step.ns / kPauseShare, kPauseMaxNs)));
+  }
+
   bool Idle() const {
     std::lock_guard<std::mutex> lock(mutex_);
     return by_id_.empty();
@@ -363,6 +381,7 @@ class EngineImpl : public Engine {
   StepLoop loop_;  // of the thread that makes the passes
   std::vector<std::unique_ptr<Sequence>> arrived_;
   std::vector<std::function<void()>> jobs_now_;
+  uint64_t paused_step_ = 0;  // the last step that a pause followed
 
   mutable std::mutex mutex_;
   std::condition_variable wake_;  // something for the engine thread

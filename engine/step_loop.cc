@@ -501,7 +501,9 @@ void StepLoop::Compute() {
 
   const int64_t step_ns = clock_.NowNs() - begin;
   pace_.OnStep(decodes, prompt_tokens, step_ns);
-  last_step_ = {step_, decodes, prompt_tokens, step_ns};
+  const auto sampled = [](const Pending& pending) { return pending.logits_row >= 0; };
+  const int tokens = static_cast<int>(std::count_if(pending_.begin(), pending_.end(), sampled));
+  last_step_ = {step_, decodes, prompt_tokens, tokens, step_ns};
   ++stats_.steps;
   stats_.step_ns += static_cast<uint64_t>(step_ns);
   Observe(static_cast<double>(step_ns) * 1e-9, &stats_.step_seconds);

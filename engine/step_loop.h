@@ -50,6 +50,7 @@ class StepLoop {
     uint64_t number = 0;
     int decodes = 0;
     int prompt_tokens = 0;
+    int tokens = 0;  // sampled
     int64_t ns = 0;
   };
   const LastStep& last_step() const { return last_step_; }

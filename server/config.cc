@@ -233,6 +233,7 @@ absl::StatusOr<ModelHostOptions> Resolve(const ModelFlags& flags) {
   options.engine.waiting_bytes_max = static_cast<int64_t>(queue_bytes);
   options.engine.prefill_chunk_max = std::min(flags.prefill_chunk, flags.step_tokens);
   options.engine.itl_target = absl::Milliseconds(flags.itl_target_ms);
+  options.engine.pause_after_tokens = options.threads >= engine::ThreadsOrAll(0);
   return options;
 }
 

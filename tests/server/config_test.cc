@@ -5,6 +5,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "engine/cpus.h"
 #include "gtest/gtest.h"
 #include "tests/support/temp_folder.h"
 
@@ -29,6 +30,15 @@ TEST_F(ConfigTest, DefaultsServeOnLoopback) {
   EXPECT_EQ(config->metrics_address, "127.0.0.1:9464");
   EXPECT_GE(config->model.threads, 1);
   EXPECT_GT(config->model.decoder.dram_budget_bytes, 0u) << "auto";
+}
+
+TEST_F(ConfigTest, StepsPauseForDeliveriesWhereTheyLeaveNoCpu) {
+  Parse("--model m.gguf --threads 256");
+  EXPECT_TRUE(Resolve(flags_)->model.engine.pause_after_tokens);
+  Parse("--model m.gguf --threads 0");
+  EXPECT_TRUE(Resolve(flags_)->model.engine.pause_after_tokens) << "one for each CPU";
+  Parse("--model m.gguf --threads 1");
+  EXPECT_EQ(Resolve(flags_)->model.engine.pause_after_tokens, engine::ThreadsOrAll(0) == 1);
 }
 
 TEST_F(ConfigTest, FlagsArrive) {

@@ -492,6 +492,33 @@ TEST_F(EngineTest, TimeLimitsEndRunningAndWaitingRequestsWell) {
   EXPECT_EQ(engine_->Snapshot().requests_finished[static_cast<size_t>(FinishReason::kTimeLimit)], 2u);
 }
 
+TEST_F(EngineTest, PausesAfterTokensInProportionToTheStep) {
+  EngineOptions options;
+  options.prefill_chunk_max = 56;
+  options.itl_target = absl::ZeroDuration();
+  const auto slept = [&](ScriptedModelOptions model_options, int prompt_tokens) {
+    Make(model_options, options);
+    const absl::Duration before = clock_.slept();
+    RecordingSink sink;
+    Submit(Greedy(Prompt(prompt_tokens), 3), &sink);
+    RunAll();
+    EXPECT_EQ(sink.ids.size(), 3u);
+    return clock_.slept() - before;
+  };
+  EXPECT_EQ(slept({}, 40), absl::ZeroDuration());
+  options.pause_after_tokens = true;
+  // Steps of 50, 11 and 11 ms.
+  EXPECT_EQ(slept({}, 40), absl::Microseconds(500 + 110 + 110));
+  // Steps of 122, 122, 12 and 12 ms. The first gives no token, the second has the longest pause.
+  ScriptedModelOptions slow;
+  slow.step_base = absl::Milliseconds(10);
+  slow.step_per_token = absl::Milliseconds(2);
+  EXPECT_EQ(slept(slow, 112), absl::Microseconds(1000 + 120 + 120));
+  ScriptedModelOptions fast;
+  fast.step_base = absl::Milliseconds(5);
+  EXPECT_EQ(slept(fast, 40), absl::ZeroDuration());
+}
+
 TEST_F(EngineTest, ATimeLimitInTheMiddleOfAPromptEndsItWithoutText) {
   EngineOptions options;
   options.prefill_chunk_max = 8;
