@@ -1,6 +1,8 @@
 // What the server adds to a token's way: from the moment when its logits are computed to its arrival at a client,
 // through gRPC over a local socket, beside the same to a sink in the engine alone.
 #include <grpcpp/grpcpp.h>
+#include <sched.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -15,6 +17,9 @@
 #include <vector>
 
 #include "CLI/CLI.hpp"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "embergate/v1/inference.grpc.pb.h"
 #include "engine/engine.h"
 #include "engine/model/decoder_model.h"
@@ -32,6 +37,8 @@ struct Flags {
   int streams = 8;
   int tokens = 100;
   double fail_above_ms = 0;
+  bool clients_first = false;
+  std::string connect;  // set in the process of the clients
 };
 
 [[noreturn]] void Fail(const std::string& what) {
@@ -169,6 +176,51 @@ Times Served(const std::string& address, const Flags& flags) {
   return times;
 }
 
+// The process of the clients: prints a line of times for each stream.
+int RunClients(const Flags& flags) {
+  sched_param priority = {};
+  priority.sched_priority = 1;
+  if (flags.clients_first && sched_setscheduler(0, SCHED_FIFO, &priority) != 0) {
+    Fail("the system refuses --clients-first");
+  }
+  for (const std::vector<int64_t>& times : Served(flags.connect, flags)) {
+    for (const int64_t at : times) {
+      std::printf("%lld ", static_cast<long long>(at));
+    }
+    std::printf("\n");
+  }
+  return 0;
+}
+
+// The clients in a process of their own: in this one they would share gRPC's pollers with the server.
+Times ServedToProcess(const std::string& address, const Flags& flags) {
+  const std::string command =
+      absl::StrCat("/proc/", getpid(), "/exe --model none --connect ", address, " --streams ", flags.streams,
+                   " --tokens ", flags.tokens, flags.clients_first ? " --clients-first" : "");
+  std::FILE* out = popen(command.c_str(), "r");
+  if (out == nullptr) {
+    Fail("cannot start the clients");
+  }
+  std::string text;
+  char part[65536];
+  for (size_t n = 0; (n = std::fread(part, 1, sizeof(part), out)) > 0;) {
+    text.append(part, n);
+  }
+  if (pclose(out) != 0) {
+    Fail("the clients failed");
+  }
+  Times times;
+  for (const absl::string_view line : absl::StrSplit(text, '\n', absl::SkipEmpty())) {
+    std::vector<int64_t>& stream = times.emplace_back();
+    for (const absl::string_view word : absl::StrSplit(line, ' ', absl::SkipEmpty())) {
+      if (!absl::SimpleAtoi(word, &stream.emplace_back())) {
+        Fail("the clients printed something else than times");
+      }
+    }
+  }
+  return times;
+}
+
 struct Quantiles {
   double p50 = 0, p95 = 0, p99 = 0;
 };
@@ -223,7 +275,7 @@ int Run(const Flags& flags) {
   }
   (*server)->lifecycle().SetReady(&served);
 
-  Served((*server)->addresses().front(), flags);  // warms up
+  ServedToProcess((*server)->addresses().front(), flags);  // warms up
   model.Clear();
   model.TakeSteps();
   const Times bare = Bare(**engine, flags);
@@ -231,7 +283,7 @@ int Run(const Flags& flags) {
   std::vector<int64_t> steps = model.TakeSteps();
   std::sort(steps.begin(), steps.end());
   model.Clear();
-  const Times arrived = Served((*server)->addresses().front(), flags);
+  const Times arrived = ServedToProcess((*server)->addresses().front(), flags);
   const Quantiles through = Between(model.times(), arrived);
   std::printf("%d streams of %d tokens; a step computes %.2f ms (median)\n", flags.streams, flags.tokens,
               static_cast<double>(steps[steps.size() / 2]) * 1e-6);
@@ -259,7 +311,10 @@ int main(int argc, char** argv) {
   app.add_option("--tokens", flags.tokens, "Of each stream")->capture_default_str();
   app.add_option("--fail-above-ms", flags.fail_above_ms,
                  "Exit code 1 if the server adds more at the median; 0 = never");
+  app.add_flag("--clients-first", flags.clients_first,
+               "Let the clients go before all else (SCHED_FIFO), as if they had CPUs of their own");
+  app.add_option("--connect", flags.connect)->group("");
   embergate::server::AddModelOptions(app, flags.model);
   CLI11_PARSE(app, argc, argv);
-  return embergate::server::Run(flags);
+  return flags.connect.empty() ? embergate::server::Run(flags) : embergate::server::RunClients(flags);
 }
