@@ -44,7 +44,11 @@ absl::Status CheckOptions(const RowStoreOptions& options) {
 
 class RowStoreImpl final : public RowStore {
  public:
-  explicit RowStoreImpl(const RowStoreOptions& options) : options_(options) {}
+  explicit RowStoreImpl(const RowStoreOptions& options)
+      : options_(options),
+        too_many_held_(absl::ResourceExhaustedError(absl::StrCat("more than ", options.rows_pinned_max, " rows held"))),
+        too_many_tickets_(
+            absl::ResourceExhaustedError(absl::StrCat("all ", options.tickets_max, " tickets are in use"))) {}
 
   absl::Status Init(std::vector<TableSpec> specs);
 
@@ -107,6 +111,9 @@ class RowStoreImpl final : public RowStore {
   absl::Status FailureOf(RowRef ref) const;
 
   const RowStoreOptions options_;
+  // Who reads ahead as far as there is room meets them all the time: they are put in words once.
+  const absl::Status too_many_held_;
+  const absl::Status too_many_tickets_;
   RowSet rows_;
   std::vector<TableFile> files_;
   std::string direct_reason_;
@@ -246,7 +253,7 @@ absl::StatusOr<RowTicket> RowStoreImpl::SubmitAny(size_t count, RowAt row_at, ui
         absl::StrCat(count, " rows in one submission; at most ", options_.rows_per_ticket_max));
   }
   if (free_tickets_.empty()) {
-    return absl::ResourceExhaustedError(absl::StrCat("all ", options_.tickets_max, " tickets are in use"));
+    return too_many_tickets_;
   }
   if (when == When::kNow || HeldRowsShort(count)) {
     reads_->Pump(0, 0);  // completions free held rows and places in flight
@@ -330,7 +337,7 @@ absl::StatusOr<RowRef> RowStoreImpl::PinRow(RowId row, uint64_t prefix_bytes, bo
   if (id != RowCache::kNone && usable(cache.entry(id))) {
     RowCache::Entry& entry = cache.entry(id);
     if (!cache.Pin(id)) {
-      return absl::ResourceExhaustedError(absl::StrCat("more than ", options_.rows_pinned_max, " rows held"));
+      return too_many_held_;
     }
     if (entry.mark == submission_) {
       counters_.rows_deduplicated.Add();
@@ -343,7 +350,7 @@ absl::StatusOr<RowRef> RowStoreImpl::PinRow(RowId row, uint64_t prefix_bytes, bo
   }
   id = cache.Insert(key, bytes, table.spec.cached);
   if (id == RowCache::kNone) {
-    return absl::ResourceExhaustedError(absl::StrCat("more than ", options_.rows_pinned_max, " rows held"));
+    return too_many_held_;
   }
   cache.entry(id).mark = submission_;
   counters_.cache_misses.Add();
