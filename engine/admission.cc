@@ -1,6 +1,7 @@
 #include "engine/admission.h"
 
 #include <algorithm>
+#include <string>
 
 #include "absl/strings/str_cat.h"
 
@@ -59,10 +60,13 @@ Admission Admit(const QueueState& queue, const QueueLimits& limits, const Speed&
         "the deadline cannot be met: ", needs(admission.alone_ns), ", and it leaves ", Seconds(arrival.left_ns)));
   } else {
     admission.refusal = Refusal::kLate;
-    admission.status = absl::ResourceExhaustedError(
-        absl::StrCat("the deadline cannot be met: a slot is free in about ", Seconds(admission.wait_ns), " (",
-                     arrival.ahead, " requests have to end before), ", needs(admission.work_ns),
-                     ", and the deadline leaves ", Seconds(arrival.left_ns)));
+    const std::string before =
+        arrival.ahead == 0 ? "beside what runs "
+                           : absl::StrCat("a slot is free in about ", Seconds(admission.wait_ns), " (", arrival.ahead,
+                                          arrival.ahead == 1 ? " request has" : " requests have", " to end before), ");
+    admission.status =
+        absl::ResourceExhaustedError(absl::StrCat("the deadline cannot be met: ", before, needs(admission.work_ns),
+                                                  ", and the deadline leaves ", Seconds(arrival.left_ns)));
   }
   return admission;
 }

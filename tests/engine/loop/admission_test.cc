@@ -76,6 +76,7 @@ TEST(AdmissionTest, ADeadlineCountsWaitPromptAndCertainTokens) {
   EXPECT_EQ(late.refusal, Refusal::kLate);
   EXPECT_EQ(late.wait_ns, 900 * kMs);
   EXPECT_EQ(late.surplus_ns, 50 * kMs) << "when it would have been in time";
+  EXPECT_THAT(std::string(late.status.message()), HasSubstr("a slot is free in about 900ms (2 requests have to end"));
 }
 
 TEST(AdmissionTest, WhatOnlyTheOthersMakeTooLateMayComeAgain) {
@@ -84,6 +85,7 @@ TEST(AdmissionTest, WhatOnlyTheOthersMakeTooLateMayComeAgain) {
   const Admission late = Admit({}, kLimits, kBeside, Request(100, 10, 0, 700));
   EXPECT_EQ(late.refusal, Refusal::kLate);
   EXPECT_EQ(late.surplus_ns, 220 * kMs);
+  EXPECT_THAT(std::string(late.status.message()), HasSubstr("beside what runs a prompt of 100 tokens"));
   EXPECT_THAT(std::string(late.status.message()), HasSubstr("920ms"));
   EXPECT_EQ(Admit({}, kLimits, kBeside, Request(100, 10, 0, 649)).refusal, Refusal::kNeverInTime);
   constexpr Speed kNeverAlone = {2e6, 80e6, 0, 500e6};
