@@ -381,7 +381,8 @@ TEST_F(TransportContractTest, AnIdleAndAnOldConnectionAreReplacedUnnoticed) {
   const auto stub = v1::Inference::NewStub(channel);
   server.model().set_on_step([](uint64_t) { std::this_thread::sleep_for(std::chrono::milliseconds(10)); });
   // Longer than a connection's age: it is not cut.
-  EXPECT_TRUE(Generate(*stub, IdsRequest({2, 3}, 80)).status.ok());
+  const grpc::Status whole = Generate(*stub, IdsRequest({2, 3}, 80)).status;
+  EXPECT_TRUE(whole.ok()) << whole.error_message();
   // The client's end of it goes away once nothing is under way.
   EXPECT_TRUE(Eventually([&] { return channel->GetState(false) == GRPC_CHANNEL_IDLE; }));
   EXPECT_TRUE(Generate(*stub, IdsRequest({2, 3}, 2)).status.ok());
