@@ -101,7 +101,7 @@ class GatewayTest(unittest.TestCase):
 class DrainTest(unittest.TestCase):
     def test_who_drains_listens_no_more_and_finishes_its_streams(self):
         """Else a gateway that goes by the number of calls would send all it gets to the board that refuses them at once."""
-        with harness.Server("--context", "8192") as server:
+        with harness.Server("--context", "8192", "--drain-timeout", "300") as server:
             host, port = server.address.rsplit(":", 1)
             answers = []
             client = threading.Thread(target=lambda: answers.append(server.generate("--json", tokens=5000, check=False)))

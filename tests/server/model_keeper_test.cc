@@ -25,7 +25,7 @@ namespace {
 using ::testing::HasSubstr;
 using ::testing::Not;
 
-constexpr int kLong = 1500;  // tokens of a stream that is held in the middle
+constexpr int kLong = 500;  // tokens of a stream that is held in the middle
 
 v1::GenerateRequest Greedy(int tokens) {
   v1::GenerateRequest request = IdsRequest({2, 7, 11}, tokens);
