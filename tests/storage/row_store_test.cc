@@ -383,7 +383,7 @@ TEST_P(RowStoreReaderTest, PollAloneBringsEverything) {
   Open();
   const std::vector<uint64_t> rows = RandomRows(64, kRows, 8);
   auto ticket = store_->Submit(0, rows);
-  for (int i = 0; i < 5000 && store_->Snapshot().in_flight + store_->Snapshot().backlog > 0; ++i) {
+  for (int i = 0; i < 200'000 && store_->Snapshot().in_flight + store_->Snapshot().backlog > 0; ++i) {
     store_->Poll();
     usleep(100);
   }
