@@ -26,7 +26,7 @@ constexpr int kPrefillTokensToLearn = 16;  // a step of fewer costs as one witho
 
 // Delivering a step's tokens to 8 streams takes about 1 ms of processor time. What takes less than the kernel's slack
 // of a timer (50 us) is not slept.
-constexpr int64_t kPauseShare = 100;
+constexpr int64_t kPauseShare = 64;
 constexpr int64_t kPauseMaxNs = 1'000'000;
 constexpr int64_t kPauseFromNs = 10'000'000;
 

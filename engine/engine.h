@@ -33,7 +33,7 @@ struct EngineOptions {
   int waiting_read_ahead = 2;   // waiting requests whose first chunk's rows are read already
   int top_logprobs_max = 1024;  // alternatives per position
   bool share_prefixes = true;   // requests share keys and values of equal token prefixes; false: none but their own
-  // After a step that gave tokens, leave the CPUs to the threads that carry them to clients: a hundredth of the step's
+  // After a step that gave tokens, leave the CPUs to the threads that carry them to clients: 1/64 of the step's
   // time, at most 1 ms, nothing after steps below 10 ms. For threads that compute on every CPU: whoever has to wake
   // beside them otherwise waits for the scheduler's next tick.
   bool pause_after_tokens = false;

@@ -508,12 +508,12 @@ TEST_F(EngineTest, PausesAfterTokensInProportionToTheStep) {
   EXPECT_EQ(slept({}, 40), absl::ZeroDuration());
   options.pause_after_tokens = true;
   // Steps of 50, 11 and 11 ms.
-  EXPECT_EQ(slept({}, 40), absl::Microseconds(500 + 110 + 110));
+  EXPECT_EQ(slept({}, 40), absl::Milliseconds(50 + 11 + 11) / 64);
   // Steps of 122, 122, 12 and 12 ms. The first gives no token, the second has the longest pause.
   ScriptedModelOptions slow;
   slow.step_base = absl::Milliseconds(10);
   slow.step_per_token = absl::Milliseconds(2);
-  EXPECT_EQ(slept(slow, 112), absl::Microseconds(1000 + 120 + 120));
+  EXPECT_EQ(slept(slow, 112), absl::Milliseconds(1) + absl::Milliseconds(12 + 12) / 64);
   ScriptedModelOptions fast;
   fast.step_base = absl::Milliseconds(5);
   EXPECT_EQ(slept(fast, 40), absl::ZeroDuration());
