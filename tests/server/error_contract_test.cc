@@ -374,7 +374,7 @@ TEST_F(TransportContractTest, CallsBeyondAConnectionsLimitWait) {
 TEST_F(TransportContractTest, AnIdleAndAnOldConnectionAreReplacedUnnoticed) {
   ScriptedServerOptions options = SmallServer();
   options.grpc.addresses = {"127.0.0.1:0"};
-  options.grpc.connection_idle_max = absl::Milliseconds(100);
+  options.grpc.connection_idle_max = absl::Seconds(1);  // no pause before the first call is as long
   options.grpc.connection_age_max = absl::Milliseconds(300);
   ScriptedServer server(options);
   const auto channel = grpc::CreateChannel(server.server().addresses().front(), grpc::InsecureChannelCredentials());
