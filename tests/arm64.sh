@@ -2,14 +2,15 @@
 # Cross-builds for 64-bit Arm on an x86-64 Debian 12 or 13, and runs the tests under emulation. Needs root or sudo for
 # packages, no container and no Arm machine.
 #
-#   tests/arm64.sh                     all targets and all tests: sysroot, build, kernels, test, stream
-#   tests/arm64.sh ci                  what continuous integration does: the server, kernels, stream, and the programs of
-#                                      ci_tests below
+#   tests/arm64.sh                     all targets and all tests, for the night: sysroot, build, test, stream
+#   tests/arm64.sh ci                  what continuous integration does: the server, the programs of ci_tests below, stream
 #   tests/arm64.sh sysroot             Debian's arm64 libraries and headers, unpacked into build-arm64/sysroot
 #   tests/arm64.sh build [TARGET...]   with the preset arm64; all targets by default
-#   tests/arm64.sh test [REGEX]        ctest under qemu: the test programs that are built, or the cases that match
-#   tests/arm64.sh kernels             the kernels' tests on a Cortex-A72 (plain NEON), a Cortex-A76 (dotprod) and a CPU
-#                                      with everything (i8mm), each as qemu models it
+#   tests/arm64.sh test ['PROGRAM [FILTER]'...]
+#                                      test programs under qemu, all that are built by default; kernels_test on a Cortex-A72
+#                                      (plain NEON), a Cortex-A76 (dotprod) and a CPU with everything (i8mm)
+#   tests/arm64.sh program CPU PROGRAM [FILTER]
+#                                      one test program on one of qemu's models of a CPU
 #   tests/arm64.sh stream              `embergate serve` and `generate` on these three, end to end
 #   tests/arm64.sh package             the Debian package for arm64, its contents and dependencies checked
 #
@@ -22,8 +23,9 @@ sysroot=$build/sysroot
 export EMBERGATE_ARM64_SYSROOT=$sysroot
 export PKG_CONFIG_SYSROOT_DIR=$sysroot PKG_CONFIG_LIBDIR=$sysroot/usr/lib/aarch64-linux-gnu/pkgconfig
 
-# What continuous integration has time for: the server, kernels and stream on each CPU, and these programs.
-ci_tests=(storage_test row_store_test)
+# What continuous integration has time for, `PROGRAM [FILTER]`; those that take longest first.
+ci_tests=(kernels_test 'model_test *GoldenTest*' row_store_test gguf_mutants_test loop_test text_test storage_test
+  loop_allocations_test row_store_allocation_test)
 ci_minutes=25  # a machine that is slower skips it
 cpus=(cortex-a72 cortex-a76 max)
 
@@ -125,27 +127,38 @@ build() {
   if [ $# -eq 0 ]; then cmake --build --preset arm64; else cmake --build --preset arm64 --target "$@"; fi
 }
 
-# The test programs that are built; what starts this machine's own tools beside the server (deploy, clients) is tested on
-# this machine. Not under emulation: qemu has no io_uring, its statx denies direct I/O that works, and bars of time mean
-# nothing.
-not_emulated='/Uring|FullVocabularyOpensQuickly|ItsAlignmentIsTheSmallestThatWorks'
-run_tests() {
-  echo "ctest under qemu, without $not_emulated"
-  ctest --test-dir "$build" --output-on-failure --no-label-summary -j "$(nproc)" -E "$not_emulated" "$@"
+# Not under emulation: qemu has no io_uring, its statx denies direct I/O that works, and bars of time mean nothing.
+not_emulated='*/Uring*:*FullVocabularyOpensQuickly*:*ItsAlignmentIsTheSmallestThatWorks*'
+
+# A program at a time and not, like ctest, a case: the start is emulated too, and takes seconds.
+run_program() {
+  local cpu=$1 program=$2 filter=${3:-*} log status=0
+  log=$build/$program-$cpu.log
+  QEMU_CPU=$cpu timeout --foreground 1800 "${emulator[@]}" "$build/$program" --gtest_brief=1 "--gtest_filter=$filter-$not_emulated" \
+    >"$log" 2>&1 </dev/null || status=$?
+  [ -z "${3:-}" ] || grep -q '^\[  PASSED  \] [1-9]' "$log" || status=1  # a filter that has come to match nothing
+  [ $status -eq 0 ] || cat "$log"
+  echo "$program on $cpu: $(grep -E '^\[  (PASSED|SKIPPED)' "$log" | paste -sd' '), status $status, $SECONDS s"
+  return $status
 }
 
-# On all CPUs at once.
-test_kernels() {
-  echo "kernels_test on ${cpus[*]}"
-  printf '%s\n' "${cpus[@]}" | xargs -P "$(nproc)" -I {} bash -c '
-    log=$0/kernels-{}.log
-    if QEMU_CPU={} timeout 1800 "$@" >"$log" 2>&1; then
-      echo "{}: $(grep PASSED "$log")"
+# The kernels' tests on every CPU, other programs on the one that has everything; as many at once as there are processors.
+run_tests() {
+  local test cpu jobs=()
+  echo "test programs under qemu, without $not_emulated"
+  for test in "$@"; do
+    if [ "${test%% *}" = kernels_test ]; then
+      for cpu in "${cpus[@]}"; do jobs+=("$cpu $test"); done
     else
-      cat "$log"
-      echo "{}: FAILED"
-      exit 1
-    fi' "$build" "${emulator[@]}" "$build/kernels_test" --gtest_brief=1
+      jobs+=("max $test")
+    fi
+  done
+  printf '%s\n' "${jobs[@]}" | xargs -P "$(nproc)" -L 1 "$source/tests/arm64.sh" program
+}
+
+# Those that are built. What starts this machine's own tools beside the server (deploy, clients) is tested on this machine.
+test_programs() {
+  ctest --test-dir "$build" --print-labels | sed -n 's/^  //p'
 }
 
 test_stream() {
@@ -153,7 +166,7 @@ test_stream() {
   for cpu in "${cpus[@]}"; do
     echo "==> serve and generate on $cpu"
     QEMU_CPU=$cpu EMBERGATE_BINARY=$build/embergate-emulated PYTHONDONTWRITEBYTECODE=1 \
-      timeout 900 python3 tests/deploy/emulated_stream.py
+      timeout --foreground --signal=INT 900 python3 tests/deploy/emulated_stream.py
   done
 }
 
@@ -190,9 +203,9 @@ case "$step" in
     packages
     make_sysroot
     build
-    test_kernels
+    mapfile -t programs < <(test_programs)
+    run_tests "${programs[@]}"
     test_stream
-    run_tests -L .
     ;;
   ci)
     status=0
@@ -203,18 +216,21 @@ case "$step" in
   ci-untimed)
     packages
     make_sysroot
-    build embergate kernels_test "${ci_tests[@]}"
-    test_kernels
+    build embergate "${ci_tests[@]%% *}"
+    run_tests "${ci_tests[@]}"
     test_stream
-    run_tests -L "^($(IFS='|'; echo "${ci_tests[*]}"))\$"
     ;;
   sysroot)
     packages
     make_sysroot
     ;;
   build) build "$@" ;;
-  test) run_tests -L . ${1:+-R "$1"} ;;
-  kernels) test_kernels ;;
+  test)
+    programs=("$@")
+    [ $# -gt 0 ] || mapfile -t programs < <(test_programs)
+    run_tests "${programs[@]}"
+    ;;
+  program) run_program "$@" ;;
   stream) test_stream ;;
   package) package ;;
   *)
