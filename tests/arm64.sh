@@ -117,8 +117,9 @@ make_sysroot() {
 libraries=$sysroot/usr/lib/aarch64-linux-gnu
 emulator=(qemu-aarch64-static "$libraries/ld-linux-aarch64.so.1" --library-path "$libraries")
 
+# The package is made of what is built, be it the server alone.
 configure() {
-  cmake --preset arm64 -DEMBERGATE_BUILD_TESTS=ON \
+  cmake --preset arm64 -DEMBERGATE_BUILD_TESTS=ON -DCMAKE_SKIP_INSTALL_ALL_DEPENDENCY=ON \
     "-DCMAKE_CROSSCOMPILING_EMULATOR=$(command -v "${emulator[0]}");$(IFS=';'; echo "${emulator[*]:1}")" >/dev/null
 }
 
