@@ -24,8 +24,8 @@ export EMBERGATE_ARM64_SYSROOT=$sysroot
 export PKG_CONFIG_SYSROOT_DIR=$sysroot PKG_CONFIG_LIBDIR=$sysroot/usr/lib/aarch64-linux-gnu/pkgconfig
 
 # What continuous integration has time for, `PROGRAM [FILTER]`; those that take longest first.
-ci_tests=(kernels_test 'model_test *GoldenTest*' row_store_test gguf_mutants_test loop_test text_test storage_test
-  loop_allocations_test row_store_allocation_test)
+ci_tests=(kernels_test 'model_test *GoldenTest*' variants_test row_store_test gguf_mutants_test loop_test text_test
+  storage_test loop_allocations_test row_store_allocation_test file_report_test)
 ci_minutes=25  # a machine that is slower skips it
 cpus=(cortex-a72 cortex-a76 max)
 
@@ -129,7 +129,7 @@ build() {
 }
 
 # Not under emulation: qemu has no io_uring, its statx denies direct I/O that works, and bars of time mean nothing.
-not_emulated='*/Uring*:*FullVocabularyOpensQuickly*:*ItsAlignmentIsTheSmallestThatWorks*'
+not_emulated='*/Uring*:*FullVocabularyOpensQuickly*:*WorstText*InTime:*ItsAlignmentIsTheSmallestThatWorks*'
 
 # A program at a time and not, like ctest, a case: the start is emulated too, and takes seconds.
 run_program() {
