@@ -4,7 +4,8 @@
 #
 #   tests/image.sh             for this machine: build, measure, run
 #   tests/image.sh arm64       for 64-bit Arm, under qemu: the compiler would take hours there, so the image gets the
-#                              package that tests/arm64.sh build and tests/arm64.sh package have made before
+#                              package that tests/arm64.sh build and tests/arm64.sh package have made before; apt installs
+#                              it there, and it is looked at first
 #   tests/image.sh ... --keep  leaves storage and base image in build-image for the next time
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -65,19 +66,23 @@ if ! image inspect --type image "$base" >/dev/null 2>&1; then
 fi
 
 echo "==> Build"
-dockerfile=Dockerfile
+context=.
 if [ "$architecture" != "$(dpkg --print-architecture)" ]; then
   [ -e build-arm64/embergate_*_arm64.deb ] || { echo "no package: tests/arm64.sh build, tests/arm64.sh package" >&2; exit 2; }
-  dockerfile=$work/Dockerfile
-  # The package in place of the compilation; what follows is the Dockerfile's own.
+  context=$work/context
+  rm -rf "$context"
+  mkdir "$context"
+  cp -r LICENSE deploy tests/deploy/installed_package.sh build-arm64/*.deb "$context"
+  # The package, looked at, in place of the compilation; what follows is the Dockerfile's own.
   awk '/^COPY deploy\/install_packages.sh/ { skip = 1
-         print "COPY build-arm64/*.deb ./"
-         print "RUN apt-get update -q && apt-get install -qy --no-install-recommends binutils ./*.deb && mkdir build && cp /usr/bin/embergate build/" }
+         print "COPY *.deb installed_package.sh ./"
+         print "RUN apt-get update -q && apt-get install -qy --no-install-recommends binutils ./*.deb"
+         print "RUN sh installed_package.sh && mkdir build && cp /usr/bin/embergate build/" }
        /^COPY LICENSE/ { skip = 0 }
-       !skip' Dockerfile >"$dockerfile"
+       !skip' Dockerfile >"$context/Dockerfile"
 fi
 image build --format docker --arch "$architecture" --isolation chroot --network host --pull=never \
-  --build-arg "DEBIAN=${base#debian:}" -f "$dockerfile" -t embergate . >"$work/build.log" 2>&1 || { tail -n 40 "$work/build.log" >&2; exit 1; }
+  --build-arg "DEBIAN=${base#debian:}" -t embergate "$context" >"$work/build.log" 2>&1 || { tail -n 40 "$work/build.log" >&2; exit 1; }
 grep -E '^(\[[0-9]+/[0-9]+\] )?STEP ' "$work/build.log"
 
 echo "==> Run"
