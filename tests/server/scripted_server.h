@@ -20,6 +20,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "server/grpc_server.h"
+#include "tests/support/eventually.h"
 #include "tests/support/gate.h"
 #include "tests/support/scripted_model.h"
 
@@ -112,16 +113,7 @@ class ScriptedServer {
   std::unique_ptr<v1::Inference::Stub> stub_;
 };
 
-// Polls; false if it does not come true within five seconds.
-inline bool Eventually(const std::function<bool()>& condition) {
-  for (int i = 0; i < 2500; ++i) {
-    if (condition()) {
-      return true;
-    }
-    std::this_thread::sleep_for(std::chrono::milliseconds(2));
-  }
-  return false;
-}
+using test::Eventually;
 
 // A context that fails a test, rather than hang it, after 20 seconds.
 inline std::unique_ptr<grpc::ClientContext> BoundedContext(int milliseconds = 20000) {
