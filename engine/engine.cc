@@ -24,8 +24,8 @@ namespace {
 
 constexpr int kPrefillTokensToLearn = 16;  // a step of fewer costs as one without: no measure of a prompt's speed
 
-// Delivering a step's tokens to 8 streams takes about 1 ms of processor time. What takes less than the kernel's slack
-// of a timer (50 us) is not slept.
+// Delivering a step's tokens to 8 streams takes about 1 ms of processor time. Short pauses would be mostly the kernel's
+// slack of a timer (50 us).
 constexpr int64_t kPauseShare = 64;
 constexpr int64_t kPauseMaxNs = 1'000'000;
 constexpr int64_t kPauseFromNs = 10'000'000;
@@ -242,10 +242,11 @@ class EngineImpl : public Engine {
     }
     const bool worked = loop_.Admit();
     Publish();  // before the long part, so that Submit sees the room that admission made
+    const uint64_t before = loop_.last_step().number;
     loop_.Compute();
     Publish();
-    if (options_.pause_after_tokens) {
-      Pause();
+    if (options_.pause_after_tokens && loop_.last_step().number != before) {
+      PauseAfter(loop_.last_step());
     }
     return worked || !abort.ok();
   }
@@ -314,13 +315,10 @@ class EngineImpl : public Engine {
     }
   }
 
-  void Pause() {
-    const StepLoop::LastStep& step = loop_.last_step();
-    if (step.number == paused_step_ || step.tokens == 0 || step.ns < kPauseFromNs) {
-      return;
+  void PauseAfter(const StepLoop::LastStep& step) {
+    if (step.tokens > 0 && step.ns >= kPauseFromNs) {
+      clock_.Sleep(absl::Nanoseconds(std::min(step.ns / kPauseShare, kPauseMaxNs)));
     }
-    paused_step_ = step.number;
-    clock_.Sleep(absl::Nanoseconds(std::min(step.ns / kPauseShare, kPauseMaxNs)));
   }
 
   bool Idle() const {
@@ -381,7 +379,6 @@ class EngineImpl : public Engine {
   StepLoop loop_;  // of the thread that makes the passes
   std::vector<std::unique_ptr<Sequence>> arrived_;
   std::vector<std::function<void()>> jobs_now_;
-  uint64_t paused_step_ = 0;  // the last step that a pause followed
 
   mutable std::mutex mutex_;
   std::condition_variable wake_;  // something for the engine thread
