@@ -59,32 +59,6 @@ absl::Status CannotListen(const std::string& where, const char* what) {
   return absl::UnavailableError(absl::StrCat("cannot listen on ", where, ": ", what));
 }
 
-// `v6_only`: leave IPv4 to another socket. NOT_FOUND: this machine has no such address.
-absl::StatusOr<int> Bind(const std::string& where, const sockaddr* address, socklen_t bytes, bool v6_only) {
-  const int fd = socket(address->sa_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-  if (fd < 0) {
-    const absl::Status status = CannotListen(where, std::strerror(errno));
-    return errno == EAFNOSUPPORT ? absl::NotFoundError(status.message()) : status;
-  }
-  const int on = 1;
-  if (address->sa_family != AF_UNIX) {
-    // A port whose last server has just ended is free; one with a living server is not.
-    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
-    setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &kReceiveBytes, sizeof(kReceiveBytes));  // connections inherit it
-  }
-  if (address->sa_family == AF_INET6) {
-    const int only = v6_only ? 1 : 0;
-    setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &only, sizeof(only));
-  }
-  if (bind(fd, address, bytes) != 0 || listen(fd, kBacklog) != 0) {
-    const int error = errno;
-    close(fd);
-    const absl::Status status = CannotListen(where, std::strerror(error));
-    return error == EADDRNOTAVAIL ? absl::NotFoundError(status.message()) : status;
-  }
-  return fd;
-}
-
 uint16_t PortOf(int fd) {
   sockaddr_storage address = {};
   socklen_t bytes = sizeof(address);
@@ -95,8 +69,8 @@ uint16_t PortOf(int fd) {
                                              : reinterpret_cast<const sockaddr_in*>(&address)->sin_port);
 }
 
-void SetPort(sockaddr* address, uint16_t port) {
-  if (address->sa_family == AF_INET6) {
+void SetPort(sockaddr_storage* address, uint16_t port) {
+  if (address->ss_family == AF_INET6) {
     reinterpret_cast<sockaddr_in6*>(address)->sin6_port = htons(port);
   } else {
     reinterpret_cast<sockaddr_in*>(address)->sin_port = htons(port);
@@ -110,17 +84,17 @@ ino_t InodeOf(int fd) {
 
 }  // namespace
 
-absl::StatusOr<ListeningAddress> ListeningAddress::Listen(const std::string& address) {
+absl::StatusOr<ListeningAddress> ListeningAddress::Bind(const std::string& address) {
   ListeningAddress listening;
   listening.name_ = address;
   absl::string_view rest = address;
   if (absl::ConsumePrefix(&rest, "unix:")) {
     absl::ConsumePrefix(&rest, "//");  // unix:///path
-    EMBERGATE_RETURN_IF_ERROR(listening.ListenUnix(std::string(rest), /*abstract=*/false));
+    EMBERGATE_RETURN_IF_ERROR(listening.BindUnix(std::string(rest), /*abstract=*/false));
     return listening;
   }
   if (absl::ConsumePrefix(&rest, "unix-abstract:")) {
-    EMBERGATE_RETURN_IF_ERROR(listening.ListenUnix(std::string(rest), /*abstract=*/true));
+    EMBERGATE_RETURN_IF_ERROR(listening.BindUnix(std::string(rest), /*abstract=*/true));
     return listening;
   }
   absl::ConsumePrefix(&rest, "ipv4:") || absl::ConsumePrefix(&rest, "ipv6:") || absl::ConsumePrefix(&rest, "dns:///");
@@ -133,36 +107,32 @@ absl::StatusOr<ListeningAddress> ListeningAddress::Listen(const std::string& add
     return absl::InvalidArgumentError(
         absl::StrCat("cannot listen on ", address, ": an address is HOST:PORT, [V6]:PORT or unix:PATH"));
   }
-  EMBERGATE_RETURN_IF_ERROR(listening.ListenTcp(std::string(host), std::to_string(port)));
-  listening.name_ = absl::StrCat(address.substr(0, address.rfind(':')), ":", PortOf(listening.sockets_.front()));
+  EMBERGATE_RETURN_IF_ERROR(listening.BindTcp(std::string(host), std::to_string(port)));
+  listening.name_ = absl::StrCat(address.substr(0, address.rfind(':')), ":", PortOf(listening.sockets_.front().fd));
   return listening;
 }
 
-absl::Status ListeningAddress::ListenUnix(const std::string& path, bool abstract) {
-  sockaddr_un address = {};
-  address.sun_family = AF_UNIX;
-  if (path.empty() || path.size() + 1 >= sizeof(address.sun_path)) {
+absl::Status ListeningAddress::BindUnix(const std::string& path, bool abstract) {
+  Socket socket;
+  auto* const address = reinterpret_cast<sockaddr_un*>(&socket.address);
+  address->sun_family = AF_UNIX;
+  if (path.empty() || path.size() + 1 >= sizeof(address->sun_path)) {
     return absl::InvalidArgumentError(absl::StrCat("cannot listen on ", name_, ": a socket's path has 1 to ",
-                                                   sizeof(address.sun_path) - 2, " bytes"));
+                                                   sizeof(address->sun_path) - 2, " bytes"));
   }
-  std::memcpy(address.sun_path + (abstract ? 1 : 0), path.data(), path.size());
-  size_t bytes = sizeof(address);
+  std::memcpy(address->sun_path + (abstract ? 1 : 0), path.data(), path.size());
+  socket.bytes = sizeof(*address);
   if (abstract) {
-    bytes = offsetof(sockaddr_un, sun_path) + 1 + path.size();
+    socket.bytes = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + path.size());
   } else {
-    struct stat info = {};
-    if (lstat(path.c_str(), &info) == 0 && S_ISSOCK(info.st_mode)) {
-      unlink(path.c_str());
-    }
     path_ = path;
   }
-  EMBERGATE_ASSIGN_OR_RETURN(
-      const int fd, Bind(name_, reinterpret_cast<const sockaddr*>(&address), static_cast<socklen_t>(bytes), false));
-  sockets_.push_back(fd);
+  EMBERGATE_RETURN_IF_ERROR(BindSocket(&socket));
+  sockets_.push_back(socket);
   return absl::OkStatus();
 }
 
-absl::Status ListeningAddress::ListenTcp(const std::string& host, const std::string& port) {
+absl::Status ListeningAddress::BindTcp(const std::string& host, const std::string& port) {
   addrinfo hints = {};
   hints.ai_socktype = SOCK_STREAM;
   hints.ai_flags = AI_PASSIVE | AI_NUMERICSERV;
@@ -174,31 +144,114 @@ absl::Status ListeningAddress::ListenTcp(const std::string& host, const std::str
   const std::unique_ptr<addrinfo, decltype(&freeaddrinfo)> all(found, freeaddrinfo);
   absl::Status missing;
   for (addrinfo* one = found; one != nullptr; one = one->ai_next) {
-    if (!sockets_.empty()) {
-      SetPort(one->ai_addr, PortOf(sockets_.front()));  // what was chosen for port 0
-    }
+    Socket socket;
+    std::memcpy(&socket.address, one->ai_addr, one->ai_addrlen);
+    socket.bytes = one->ai_addrlen;
     // [::] alone is everybody; beside an IPv4 address of the same name it is not.
-    absl::StatusOr<int> fd = Bind(name_, one->ai_addr, one->ai_addrlen, found->ai_next != nullptr);
-    if (fd.ok()) {
-      sockets_.push_back(*fd);
-    } else if (absl::IsNotFound(fd.status())) {
-      missing = absl::UnavailableError(fd.status().message());  // a machine without IPv6 has half of localhost
+    socket.v6_only = found->ai_next != nullptr;
+    if (!sockets_.empty()) {
+      SetPort(&socket.address, PortOf(sockets_.front().fd));  // what was chosen for port 0
+    }
+    const absl::Status bound = BindSocket(&socket);
+    if (bound.ok()) {
+      SetPort(&socket.address, PortOf(socket.fd));  // if it is bound again
+      sockets_.push_back(socket);
+    } else if (absl::IsNotFound(bound)) {
+      missing = absl::UnavailableError(bound.message());  // a machine without IPv6 has half of localhost
     } else {
-      return fd.status();
+      return bound;
     }
   }
   return sockets_.empty() ? missing : absl::OkStatus();
 }
 
+absl::Status ListeningAddress::BindSocket(Socket* socket) const {
+  const auto* const address = reinterpret_cast<const sockaddr*>(&socket->address);
+  const int fd = ::socket(address->sa_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  if (fd < 0) {
+    const absl::Status status = CannotListen(name_, std::strerror(errno));
+    return errno == EAFNOSUPPORT ? absl::NotFoundError(status.message()) : status;
+  }
+  if (address->sa_family != AF_UNIX) {
+    setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &kReceiveBytes, sizeof(kReceiveBytes));  // connections inherit it
+  }
+  if (address->sa_family == AF_INET6) {
+    const int only = socket->v6_only ? 1 : 0;
+    setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &only, sizeof(only));
+  }
+  struct stat info = {};
+  if (!path_.empty() && lstat(path_.c_str(), &info) == 0 && S_ISSOCK(info.st_mode)) {
+    unlink(path_.c_str());
+  }
+  int error = 0;
+  // SO_REUSEADDR gives us a port whose last server has just ended, but also one that another has bound with it too and
+  // does not listen on yet: of the two, the second to listen would fail, a model's load later. So only where it has to
+  // be, and never for longer than it takes to bind.
+  for (const int reuse : {0, 1, 0}) {
+    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &reuse, sizeof(reuse));
+    if (socket->fd < 0) {
+      error = bind(fd, address, socket->bytes) == 0 ? 0 : errno;
+      socket->fd = error == 0 ? fd : -1;
+    }
+  }
+  if (error != 0) {
+    close(fd);
+    const absl::Status status = CannotListen(name_, std::strerror(error));
+    return error == EADDRNOTAVAIL ? absl::NotFoundError(status.message()) : status;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ListeningAddress::Listen() {
+  for (Socket& socket : sockets_) {
+    if (const absl::Status status = ListenOn(&socket); !status.ok()) {
+      Refuse();
+      return status;
+    }
+  }
+  listening_ = true;
+  return absl::OkStatus();
+}
+
+absl::Status ListeningAddress::ListenOn(Socket* socket) const {
+  if (socket->fd < 0) {
+    EMBERGATE_RETURN_IF_ERROR(BindSocket(socket));
+  }
+  // Connections inherit it: what is left of them must not keep the next server from the port.
+  const int reuse = 1;
+  setsockopt(socket->fd, SOL_SOCKET, SO_REUSEADDR, &reuse, sizeof(reuse));
+  return listen(socket->fd, kBacklog) == 0 ? absl::OkStatus() : CannotListen(name_, std::strerror(errno));
+}
+
+void ListeningAddress::Refuse() {
+  listening_ = false;
+  for (Socket& socket : sockets_) {
+    close(socket.fd);  // nothing else ends listening for every kind of socket
+    socket.fd = -1;
+    BindSocket(&socket).IgnoreError();  // Listen tries again, and says why not
+  }
+}
+
+std::vector<int> ListeningAddress::listeners() const {
+  std::vector<int> fds;
+  for (size_t i = 0; listening_ && i < sockets_.size(); ++i) {
+    fds.push_back(sockets_[i].fd);
+  }
+  return fds;
+}
+
 ListeningAddress::ListeningAddress(ListeningAddress&& other) noexcept
-    : name_(std::move(other.name_)), path_(std::move(other.path_)), sockets_(std::move(other.sockets_)) {
+    : name_(std::move(other.name_)),
+      path_(std::move(other.path_)),
+      listening_(other.listening_),
+      sockets_(std::move(other.sockets_)) {
   other.path_.clear();
   other.sockets_.clear();
 }
 
 ListeningAddress::~ListeningAddress() {
-  for (const int fd : sockets_) {
-    close(fd);
+  for (const Socket& socket : sockets_) {
+    close(socket.fd);
   }
   if (!sockets_.empty() && !path_.empty()) {
     unlink(path_.c_str());
@@ -209,20 +262,38 @@ Acceptor::Acceptor(std::vector<Port> ports, int connections_max, absl::Duration 
     : ports_(std::move(ports)),
       connections_max_(static_cast<size_t>(connections_max)),
       silence_max_ms_(static_cast<unsigned int>(absl::ToInt64Milliseconds(silence_max))),
-      stop_fd_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
+      wake_fd_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
+      listen_(!ports_.empty() && ports_.front().address.listening()),
       thread_([this] { Run(); }) {}
 
 Acceptor::~Acceptor() {
   Stop();
-  close(stop_fd_);
+  close(wake_fd_);
+}
+
+void Acceptor::Wake() const {
+  const uint64_t one = 1;
+  [[maybe_unused]] const ssize_t written = write(wake_fd_, &one, sizeof(one));
+}
+
+void Acceptor::SetListening(bool listening) {
+  absl::MutexLock lock(&mutex_);
+  listen_ = listening;
+  const uint64_t order = ++orders_;
+  Wake();
+  const auto done = [this, order]() ABSL_SHARED_LOCKS_REQUIRED(mutex_) { return stopped_ || obeyed_ >= order; };
+  mutex_.Await(absl::Condition(&done));
 }
 
 void Acceptor::Stop() {
   if (!thread_.joinable()) {
     return;
   }
-  const uint64_t one = 1;
-  [[maybe_unused]] const ssize_t written = write(stop_fd_, &one, sizeof(one));
+  {
+    absl::MutexLock lock(&mutex_);
+    stopped_ = true;
+  }
+  Wake();
   thread_.join();
   ports_.clear();
 }
@@ -248,17 +319,51 @@ Acceptor::Stats Acceptor::stats() {
   return {static_cast<int>(connections_.size()), static_cast<int>(connections_max_), accepted_, refused_, cut_off_};
 }
 
-void Acceptor::Run() {
-  std::vector<pollfd> fds = {{stop_fd_, POLLIN, 0}};
-  std::vector<const Handler*> handlers = {nullptr};
-  for (const Port& port : ports_) {
-    for (const int fd : port.address.sockets()) {
-      fds.push_back({fd, POLLIN, 0});
-      handlers.push_back(&port.handler);
+bool Acceptor::Obey() {
+  bool listen = false;
+  uint64_t orders = 0;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (stopped_) {
+      return false;
+    }
+    listen = listen_;
+    orders = orders_;
+  }
+  for (Port& port : ports_) {
+    ListeningAddress& address = port.address;
+    if (address.listening() == listen) {
+      continue;
+    }
+    if (!listen) {
+      address.Refuse();
+      spdlog::info("{}: connections are refused", address.name());
+    } else if (const absl::Status status = address.Listen(); status.ok()) {
+      spdlog::info("listening on {}", address.name());
+      cannot_listen_ = false;
+    } else if (!cannot_listen_) {
+      spdlog::error("{}; this is tried again", std::string(status.message()));
+      cannot_listen_ = true;
     }
   }
+  absl::MutexLock lock(&mutex_);
+  obeyed_ = orders;
+  return true;
+}
+
+void Acceptor::Run() {
+  std::vector<pollfd> fds;
+  std::vector<const Handler*> handlers;
   WatchState watch;
-  while (true) {
+  while (Obey()) {
+    fds = {{wake_fd_, POLLIN, 0}};
+    handlers = {nullptr};
+    for (const Port& port : ports_) {
+      for (const int fd : port.address.listeners()) {
+        fds.push_back({fd, POLLIN, 0});
+        handlers.push_back(&port.handler);
+      }
+    }
     const int pause_ms = Watch(&watch);
     // While there is too much to work off, who comes has to wait.
     if (poll(fds.data(), watch.waits > 0 ? 1 : fds.size(), pause_ms) < 0 && errno != EINTR) {
@@ -266,7 +371,9 @@ void Acceptor::Run() {
       continue;
     }
     if (fds[0].revents != 0) {
-      return;
+      uint64_t woken = 0;
+      [[maybe_unused]] const ssize_t read_bytes = read(wake_fd_, &woken, sizeof(woken));
+      continue;
     }
     for (size_t i = 1; i < fds.size() && watch.waits == 0; ++i) {
       if (fds[i].revents != 0) {
@@ -280,8 +387,8 @@ void Acceptor::Accept(int listener, const Handler& handler) {
   const int fd = accept4(listener, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK);
   if (fd < 0) {
     if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
-      pollfd stop = {stop_fd_, POLLIN, 0};
-      poll(&stop, 1, kExhaustedPauseMs);
+      pollfd wake = {wake_fd_, POLLIN, 0};
+      poll(&wake, 1, kExhaustedPauseMs);
     }
     return;  // anything else is the end of that one connection
   }

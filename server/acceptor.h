@@ -3,6 +3,7 @@
 #ifndef EMBERGATE_SERVER_ACCEPTOR_H_
 #define EMBERGATE_SERVER_ACCEPTOR_H_
 
+#include <sys/socket.h>
 #include <sys/types.h>
 
 #include <atomic>
@@ -22,27 +23,46 @@
 
 namespace embergate::server {
 
-// A bound and listening address, as `--listen` writes it. A host name may stand for several sockets.
+// An address, as `--listen` writes it, that is bound: no other program can have it. A host name may stand for several
+// sockets.
 class ListeningAddress {
  public:
   // HOST:PORT (port 0 = any free one), [V6]:PORT, unix:PATH or unix-abstract:NAME; a socket that lies at PATH is
-  // replaced. Errors: INVALID_ARGUMENT, UNAVAILABLE (cannot listen).
-  static absl::StatusOr<ListeningAddress> Listen(const std::string& address);
+  // replaced. Connections are refused until Listen. Errors: INVALID_ARGUMENT, UNAVAILABLE (cannot be had).
+  static absl::StatusOr<ListeningAddress> Bind(const std::string& address);
   ~ListeningAddress();
   ListeningAddress(ListeningAddress&& other) noexcept;
   ListeningAddress& operator=(ListeningAddress&&) = delete;
 
+  // Connections can be made from now on. Errors: UNAVAILABLE, NOT_FOUND (this machine no longer has the address); they
+  // are refused then.
+  absl::Status Listen();
+  // They are refused from now on, those included that nobody has accepted yet; the address stays bound.
+  void Refuse();
+
   const std::string& name() const { return name_; }  // with the port that was chosen
-  const std::vector<int>& sockets() const { return sockets_; }
+  bool listening() const { return listening_; }
+  std::vector<int> listeners() const;  // the sockets that connections come to; none while they are refused
 
  private:
+  struct Socket {
+    sockaddr_storage address = {};
+    socklen_t bytes = 0;
+    bool v6_only = false;  // leave IPv4 to another socket
+    int fd = -1;           // -1: not bound
+  };
+
   ListeningAddress() = default;
-  absl::Status ListenUnix(const std::string& path, bool abstract);
-  absl::Status ListenTcp(const std::string& host, const std::string& port);
+  absl::Status BindUnix(const std::string& path, bool abstract);
+  absl::Status BindTcp(const std::string& host, const std::string& port);
+  // NOT_FOUND: this machine has no such address.
+  absl::Status BindSocket(Socket* socket) const;
+  absl::Status ListenOn(Socket* socket) const;
 
   std::string name_;
-  std::string path_;  // to be removed
-  std::vector<int> sockets_;
+  std::string path_;  // of a socket in the file system
+  bool listening_ = false;
+  std::vector<Socket> sockets_;
 };
 
 // Threads: any; it has one of its own.
@@ -54,12 +74,17 @@ class Acceptor {
     ListeningAddress address;
     Handler handler;
   };
-  // `silence_max`: how long a TCP peer may leave what was sent to it unacknowledged. gRPC's keepalive alone does not
-  // end a connection whose send buffer is full, as its ping waits behind what is in there.
+  // The ports listen, all or none. `silence_max`: how long a TCP peer may leave what was sent to it unacknowledged.
+  // gRPC's keepalive alone does not end a connection whose send buffer is full, as its ping waits behind what is in
+  // there.
   Acceptor(std::vector<Port> ports, int connections_max, absl::Duration silence_max);
   ~Acceptor();
 
-  // Stops listening; connections stay. Returns when no handler is running any more.
+  // Whether connections are taken or refused from now on; those that there are stay. It is so when this returns, but
+  // for a port on which the kernel does not let us listen: that is logged, and tried again until it does.
+  void SetListening(bool listening);
+
+  // Stops listening for good; connections stay. Returns when no handler is running any more.
   void Stop();
 
   // Ends all connections, whatever is under way on them.
@@ -81,6 +106,9 @@ class Acceptor {
 
  private:
   void Run();
+  void Wake() const;
+  // Does what was asked for; false: it is to end.
+  bool Obey();
   void Accept(int listener, const Handler& handler);
   struct WatchState {
     int waits = 0;  // looks for which nobody is let in
@@ -106,8 +134,13 @@ class Acceptor {
   std::vector<Port> ports_;  // the thread's, until it has ended
   const size_t connections_max_;
   const unsigned int silence_max_ms_;
-  int stop_fd_;
+  const int wake_fd_;
+  bool cannot_listen_ = false;  // the thread's; has been logged
   absl::Mutex mutex_;
+  bool stopped_ ABSL_GUARDED_BY(mutex_) = false;
+  bool listen_ ABSL_GUARDED_BY(mutex_);          // what was asked for last
+  uint64_t orders_ ABSL_GUARDED_BY(mutex_) = 0;  // how often
+  uint64_t obeyed_ ABSL_GUARDED_BY(mutex_) = 0;  // how many of these the thread has seen to
   std::vector<Connection> connections_ ABSL_GUARDED_BY(mutex_);
   uint64_t accepted_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t refused_ ABSL_GUARDED_BY(mutex_) = 0;

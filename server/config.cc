@@ -91,6 +91,10 @@ void AddModelOptions(CLI::App& app, ModelFlags& flags) {
 void AddServeOptions(CLI::App& app, ServeFlags& flags) {
   AddModelOptions(app, flags.model);
   Add(app, "listen", flags.listen, "Addresses of the gRPC server: HOST:PORT or unix:PATH")->delimiter(',');
+  Add(app, "listen-when", flags.listen_when,
+      "When these take connections: once the server has started, so that health checks and clients are told what it is "
+      "doing; or only while it is ready, for proxies that do not ask for its health")
+      ->check(CLI::IsMember({"started", "ready"}));
   Add(app, "metrics", flags.metrics, "HOST:PORT of the Prometheus endpoint (/metrics), or off");
   Add(app, "sysfs", flags.sysfs, "Where temperatures and clocks for the metrics are read")->type_name("FOLDER");
   Add(app, "log-level", flags.log_level, "Least severe messages that are logged")
@@ -285,6 +289,7 @@ absl::StatusOr<ServeConfig> Resolve(const ServeFlags& flags) {
   ServeConfig config;
   EMBERGATE_ASSIGN_OR_RETURN(config.model, Resolve(flags.model));
   config.grpc.addresses = flags.listen;
+  config.grpc.listen_when_ready = flags.listen_when == "ready";
   EMBERGATE_ASSIGN_OR_RETURN(uint64_t prompt_bytes,
                              Size("--prompt-bytes-max", flags.prompt_bytes_max, 1024, 64u << 20));
   EMBERGATE_ASSIGN_OR_RETURN(uint64_t pending_bytes,

@@ -44,6 +44,7 @@ struct ModelFlags {
 struct ServeFlags {
   ModelFlags model;
   std::vector<std::string> listen = {"127.0.0.1:50051"};
+  std::string listen_when = "started";
   std::string metrics = "127.0.0.1:9464";  // "off" = none
   std::string sysfs = "/sys";
   std::string log_level = "info";

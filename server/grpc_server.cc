@@ -79,7 +79,12 @@ class PluginsOption final : public grpc::ServerBuilderOption {
 
 GrpcServer::GrpcServer(const GrpcServerOptions& options)
     : health_({v1::Inference::service_full_name()}),
-      lifecycle_([this](bool serving) { health_.SetServing(serving); }),
+      lifecycle_([this, listen_when_ready = options.listen_when_ready](bool serving) {
+        health_.SetServing(serving);
+        if (listen_when_ready && acceptor_ != nullptr) {
+          acceptor_->SetListening(serving);
+        }
+      }),
       service_(lifecycle_, gatekeeper_, stats_, options.service) {
   if (!options.clients.empty()) {
     gatekeeper_.SetClients(options.clients);
@@ -103,18 +108,21 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const GrpcServerOp
   builder.SetOption(std::make_unique<PluginsOption>(reflection, options.channelz));
   std::vector<Acceptor::Port> ports;
   for (const std::string& address : options.addresses) {
-    absl::StatusOr<ListeningAddress> listening = ListeningAddress::Listen(address);
-    if (!listening.ok()) {
-      return absl::Status(listening.status().code(),
-                          absl::StrCat(listening.status().message(), "; choose another address with --listen"));
+    absl::StatusOr<ListeningAddress> bound = ListeningAddress::Bind(address);
+    absl::Status status = bound.status();
+    if (status.ok() && !options.listen_when_ready) {
+      status = bound->Listen();
     }
-    server->addresses_.push_back(listening->name());
+    if (!status.ok()) {
+      return absl::Status(status.code(), absl::StrCat(status.message(), "; choose another address with --listen"));
+    }
+    server->addresses_.push_back(bound->name());
     const bool plain = server->tls() == nullptr || IsUnixSocket(address);
     server->credentials_.push_back(plain ? grpc::InsecureServerCredentials() : TlsCredentials(*server->tls()));
     std::shared_ptr<grpc::experimental::ExternalConnectionAcceptor> connections =
         builder.experimental().AddExternalConnectionAcceptor(
             grpc::ServerBuilder::experimental_type::ExternalConnectionType::FROM_FD, server->credentials_.back());
-    ports.push_back({*std::move(listening), [connections](int listener, int connection) {
+    ports.push_back({*std::move(bound), [connections](int listener, int connection) {
                        grpc::experimental::ExternalConnectionAcceptor::NewConnectionParameters parameters;
                        parameters.listener_fd = listener;
                        parameters.fd = connection;

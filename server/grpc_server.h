@@ -24,6 +24,7 @@ namespace embergate::server {
 
 struct GrpcServerOptions {
   std::vector<std::string> addresses;  // HOST:PORT (port 0 = any free one) or unix:PATH; none: in-process only
+  bool listen_when_ready = false;      // refuse new connections while health says NOT_SERVING
   ServiceOptions service;
   int message_bytes_max = 4 << 20;         // of a request
   int streams_per_connection_max = 64;     // calls at once on one connection
@@ -48,8 +49,8 @@ struct GrpcServerOptions {
 // Owns the services. Threads: any.
 class GrpcServer {
  public:
-  // Listens at once; every call that the gatekeeper lets in answers UNAVAILABLE until lifecycle().SetReady. Errors:
-  // UNAVAILABLE (cannot listen).
+  // Has its addresses from now on, and listens at once unless it is to wait until it is ready; every call that the
+  // gatekeeper lets in answers UNAVAILABLE until lifecycle().SetReady. Errors: UNAVAILABLE (cannot listen).
   static absl::StatusOr<std::unique_ptr<GrpcServer>> Start(const GrpcServerOptions& options);
   // Shuts down at once if Shutdown was not called.
   ~GrpcServer();

@@ -177,7 +177,12 @@ int Serve(const ServeConfig& config, const SettingsSource& source) {
     spdlog::error("{}", std::string(server.status().message()));
     return 1;
   }
-  spdlog::info("listening on {}", absl::StrJoin((*server)->addresses(), ", "));
+  const std::string addresses = absl::StrJoin((*server)->addresses(), ", ");
+  if (config.grpc.listen_when_ready) {
+    spdlog::info("connections to {} are refused until the model is loaded (--listen-when ready)", addresses);
+  } else {
+    spdlog::info("listening on {}", addresses);
+  }
   LogAccess(config);
   Reloader reloader(config, source, **server);
   Lifecycle& lifecycle = (*server)->lifecycle();

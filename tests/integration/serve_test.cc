@@ -11,6 +11,7 @@
 #include <thread>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "embergate/v1/inference.grpc.pb.h"
@@ -20,6 +21,7 @@
 #include "storage/gguf_writer.h"
 #include "tests/engine/model/gguf_edit.h"
 #include "tests/engine/model/model_fixture.h"
+#include "tests/support/eventually.h"
 #include "tests/support/server_process.h"
 
 namespace embergate {
@@ -473,6 +475,42 @@ TEST(ServeTest, TakenPortIsRefused) {
                                                         first.address(), "--metrics", "off"});
   EXPECT_EQ(second.code, 1);
   EXPECT_THAT(second.err, HasSubstr("cannot listen"));
+}
+
+// Its hot list is a pipe: the load comes to an end when somebody writes there.
+TEST(ServeTest, ListensWhenReadyIfToldSo) {
+  const test::TempFolder folder;
+  const std::string pipe = folder.File("hot-list");
+  ASSERT_EQ(mkfifo(pipe.c_str(), 0600), 0);
+  const std::string model = GoldenGguf("gemma4-tiny-e2b");
+  ServerProcess server(EMBERGATE_BINARY, ServeArgs(model, {"--listen-when", "ready", "--hot-list", pipe}));
+  const auto word_after = [&](const std::string& before) {
+    const std::string log = server.log();
+    const size_t at = log.find(before);
+    const size_t end = at == std::string::npos ? at : log.find_first_of(" \n", at + before.size());
+    return end == std::string::npos ? "" : log.substr(at + before.size(), end - at - before.size());
+  };
+  ASSERT_TRUE(test::Eventually([&] { return !word_after("metrics on port ").empty(); })) << server.log();
+  const std::string address = word_after("connections to ");
+  const int metrics_port = std::atoi(word_after("metrics on port ").c_str());
+  ASSERT_TRUE(test::Eventually([&] {
+    return absl::StrContains(test::HttpGet(metrics_port, "/metrics"), "\nembergate_load_progress_ratio 1\n");
+  }));
+  EXPECT_THAT(test::HttpGet(metrics_port, "/metrics"), HasSubstr("\nembergate_ready 0\n"));
+  const RunResult health = RunBinary(EMBERGATE_BINARY, {"health", "--address", address});
+  EXPECT_EQ(health.code, 1);
+  EXPECT_THAT(health.err, HasSubstr("Connection refused"));
+  // Who wants the same address is told at once, and not when its model is loaded.
+  ServerProcess second(EMBERGATE_BINARY,
+                       ServeArgs(model, {"--listen-when", "ready", "--listen", address, "--hot-list", pipe}));
+  EXPECT_EQ(second.WaitExit(), 1);
+  EXPECT_THAT(second.log(), HasSubstr("cannot listen on " + address));
+  std::ofstream(pipe).close();
+  ASSERT_TRUE(server.WaitReady());
+  EXPECT_EQ(server.address(), address);
+  EXPECT_EQ(RunBinary(EMBERGATE_BINARY, {"health", "--address", address}).out, "SERVING\n");
+  server.Signal(SIGTERM);
+  EXPECT_EQ(server.WaitExit(), 0);
 }
 
 TEST(ServeTest, ClientsSayWhenNobodyListens) {

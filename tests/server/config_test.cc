@@ -27,6 +27,7 @@ TEST_F(ConfigTest, DefaultsServeOnLoopback) {
   ASSERT_TRUE(config.ok()) << config.status();
   EXPECT_EQ(config->model.path, "m.gguf");
   EXPECT_EQ(config->grpc.addresses, std::vector<std::string>{"127.0.0.1:50051"});
+  EXPECT_FALSE(config->grpc.listen_when_ready) << "who asks for health has to reach it";
   EXPECT_EQ(config->metrics_address, "127.0.0.1:9464");
   EXPECT_GE(config->model.threads, 1);
   EXPECT_GT(config->model.decoder.dram_budget_bytes, 0u) << "auto";
@@ -45,7 +46,8 @@ TEST_F(ConfigTest, FlagsArrive) {
   Parse(
       "--model m.gguf --dram-budget 1500MiB --threads 3 --context 100 --slots 2 --queue 5 --kv-type q8_0 "
       "--row-cache 1MiB --reader pread --queue-depth 7 --table-resident --listen unix:/tmp/a,127.0.0.1:1 "
-      "--metrics off --drain-timeout 1.5 --log-json --queue-tokens 77 --queue-bytes 2MiB --grpc-buffers 8MiB");
+      "--metrics off --drain-timeout 1.5 --log-json --queue-tokens 77 --queue-bytes 2MiB --grpc-buffers 8MiB "
+      "--listen-when ready");
   const auto config = Resolve(flags_);
   ASSERT_TRUE(config.ok()) << config.status();
   const engine::DecoderOptions& decoder = config->model.decoder;
@@ -60,6 +62,7 @@ TEST_F(ConfigTest, FlagsArrive) {
   EXPECT_EQ(decoder.rows.queue_depth, 7);
   EXPECT_TRUE(decoder.table_resident);
   EXPECT_EQ(config->grpc.addresses, (std::vector<std::string>{"unix:/tmp/a", "127.0.0.1:1"}));
+  EXPECT_TRUE(config->grpc.listen_when_ready);
   EXPECT_EQ(config->metrics_address, "");
   EXPECT_EQ(config->drain_timeout, absl::Seconds(1.5));
   EXPECT_TRUE(config->log_json);
@@ -107,7 +110,7 @@ TEST(ConfigFileTest, BadFilesAreRefused) {
 
 TEST_F(ConfigTest, ValuesOutOfRangeAreRefused) {
   for (const char* line : {"--slots 0", "--threads -1", "--reader mmap", "--kv-type f64", "--queue-depth -1",
-                           "--log-level loud", "--no-such-flag"}) {
+                           "--log-level loud", "--listen-when never", "--no-such-flag"}) {
     EXPECT_THROW(Parse(std::string("--model m ") + line), CLI::ParseError) << line;
   }
 }

@@ -129,5 +129,45 @@ TEST_F(HealthTest, ManyWatchersComeAndGoDuringChanges) {
   changes.join();
 }
 
+// For proxies that do not ask.
+TEST(ListenWhenReadyTest, ThePortTakesConnectionsWhileHealthSaysServing) {
+  ScriptedServerOptions options = SmallServer();
+  options.ready = false;
+  options.grpc.addresses = {"127.0.0.1:0"};
+  options.grpc.listen_when_ready = true;
+  ScriptedServer server(options);
+  const std::string address = server.server().addresses()[0];
+  EXPECT_EQ(ListeningAddress::Bind(address).status().code(), absl::StatusCode::kUnavailable) << "it has the port";
+  Lifecycle& lifecycle = server.server().lifecycle();
+  const auto connect = [&] {
+    grpc::ChannelArguments arguments;
+    arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);  // a connection of its own
+    return grpc::health::v1::Health::NewStub(
+        grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments));
+  };
+  // What a health check comes to: UNKNOWN where nobody can be asked.
+  const auto check = [](grpc::health::v1::Health::Stub& stub) {
+    HealthCheckResponse response;
+    const grpc::Status status = stub.Check(BoundedContext().get(), HealthCheckRequest(), &response);
+    EXPECT_TRUE(status.ok() || status.error_code() == grpc::StatusCode::UNAVAILABLE) << status.error_message();
+    return response.status();
+  };
+  EXPECT_EQ(check(*connect()), HealthCheckResponse::UNKNOWN) << "loading";
+  lifecycle.SetReady(&server.served());
+  const auto kept = connect();
+  EXPECT_EQ(check(*kept), HealthCheckResponse::SERVING);
+  lifecycle.SetFlashHealthy(false);
+  EXPECT_EQ(check(*connect()), HealthCheckResponse::UNKNOWN) << "flash fails";
+  EXPECT_EQ(check(*kept), HealthCheckResponse::NOT_SERVING) << "connections stay";
+  lifecycle.SetFlashHealthy(true);
+  EXPECT_EQ(check(*connect()), HealthCheckResponse::SERVING);
+  EXPECT_TRUE(lifecycle.SetLoading());
+  EXPECT_EQ(check(*connect()), HealthCheckResponse::UNKNOWN) << "another model is loaded";
+  lifecycle.SetReady(&server.served());
+  EXPECT_EQ(check(*connect()), HealthCheckResponse::SERVING);
+  lifecycle.SetDraining();
+  EXPECT_EQ(check(*connect()), HealthCheckResponse::UNKNOWN);
+}
+
 }  // namespace
 }  // namespace embergate::server
