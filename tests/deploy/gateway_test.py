@@ -1,6 +1,9 @@
 """Three servers behind nginx, behind HAProxy, and behind a client that balances itself: one board is killed and one
-drains while clients ask; every request is answered, in the end, and always alike."""
+drains while clients ask; every request is answered, in the end, and always alike. And a board that loads its model, or
+whose flash fails, gets nothing from an nginx that knows nothing of health."""
 import json
+import os
+import shutil
 import signal
 import socket
 import threading
@@ -19,19 +22,31 @@ def accepted(server):
     return server.metrics()["embergate_requests_accepted_total"][0][1]
 
 
-class GatewayTest(unittest.TestCase):
+class Boards(unittest.TestCase):
     def setUp(self):
         self.port = harness.free_port()
         self.metrics_port = harness.free_port()
-        self.servers = []
-        for host in BOARDS:
-            server = harness.Server("--context", "2048", host=host, port=self.port, metrics_port=self.metrics_port)
-            self.servers.append(server)
-            self.addCleanup(server.__exit__)
-        for server, host in zip(self.servers, BOARDS):
+
+    def start(self, host, *args):
+        server = harness.Server("--context", "2048", *args, host=host, port=self.port, metrics_port=self.metrics_port)
+        self.addCleanup(server.__exit__)
+        server.metrics = lambda: harness.parse_metrics(
+            harness.http_get("http://%s:%d/metrics" % (host, self.metrics_port)))
+        return server
+
+    def front(self, name, make):
+        front = make(BOARDS, self.port, "127.0.0.1:%d" % harness.free_port())
+        if front is None:
+            self.skipTest("%s is not installed (Debian package %s)" % (name, name))
+        return front
+
+
+class GatewayTest(Boards):
+    def setUp(self):
+        super().setUp()
+        self.servers = [self.start(host) for host in BOARDS]
+        for server in self.servers:
             server.wait_ready()
-            server.metrics = lambda host=host: harness.parse_metrics(
-                harness.http_get("http://%s:%d/metrics" % (host, self.metrics_port)))
 
     def clients(self, address, then):
         """Clients that try again what failed; `then` runs once each of them has had its first answer."""
@@ -85,10 +100,7 @@ class GatewayTest(unittest.TestCase):
         self.one_dies_one_drains(",".join("%s:%d" % (host, self.port) for host in BOARDS))
 
     def behind(self, name, make):
-        front = make(BOARDS, self.port, "127.0.0.1:%d" % harness.free_port())
-        if front is None:
-            self.skipTest("%s is not installed (Debian package %s)" % (name, name))
-        with front:
+        with self.front(name, make) as front:
             self.one_dies_one_drains(front.address)
 
     def test_nginx(self):
@@ -96,6 +108,92 @@ class GatewayTest(unittest.TestCase):
 
     def test_haproxy(self):
         self.behind("haproxy", gateway.haproxy)
+
+
+class NotReadyTest(Boards):
+    """Each call is made once: with the boards' setting, none may be refused because a board is not ready."""
+
+    def setUp(self):
+        super().setUp()
+        self.folder = harness.Folder(prefix="embergate-not-ready-")
+        self.addCleanup(self.folder.cleanup)
+        self.others = [self.start(host, "--listen-when", "ready") for host in BOARDS[1:]]
+
+    def ask(self, address):
+        return harness.run(harness.BINARY, "generate", "--address", address, "--prompt", "Hello", "--seed", "7",
+                           "--max-tokens", "20", "--ignore-eos", check=False)
+
+    def ask_once(self, front):
+        result = self.ask(front.address)
+        self.assertEqual(result.returncode, 0, result.stderr)
+
+    def nginx_passes_by(self, front):
+        """The first board is not ready, and the others answer all calls."""
+        def refuses():
+            health = harness.run(harness.BINARY, "health", "--address", "%s:%d" % (BOARDS[0], self.port), check=False)
+            self.assertEqual(health.returncode, 1)
+            return "Connection refused" in health.stderr
+        harness.wait_for("the port to be closed", refuses)
+        before = [accepted(server) for server in self.others]
+        for _ in range(REQUESTS):
+            self.ask_once(front)
+        more = [accepted(server) - count for server, count in zip(self.others, before)]
+        self.assertEqual(sum(more), REQUESTS)
+        self.assertGreater(min(more), 0, "both have work: %s" % more)
+
+    def nginx_comes_back_to(self, board, front):
+        before = accepted(board)
+
+        def asked():
+            self.ask_once(front)
+            return accepted(board) > before
+        harness.wait_for("work for the board that is ready", asked)
+
+    def test_a_board_that_loads(self):
+        hot_list = self.folder.file("hot-list")
+        settings = BOARDS[0], "--listen-when", "ready", "--hot-list", hot_list
+        board = self.start(*settings)
+        for server in board, *self.others:
+            server.wait_ready()
+        with self.front("nginx", gateway.nginx) as front:
+            self.nginx_comes_back_to(board, front)
+            self.assertEqual(board.stop(), 0)
+            # With a pipe in its place, the load comes to its end when somebody writes there.
+            os.remove(hot_list)
+            os.mkfifo(hot_list)
+            board = self.start(*settings)
+            harness.wait_for("the load", lambda: board.metrics()["embergate_load_progress_ratio"][0][1] == 1)
+            self.assertEqual(board.metrics()["embergate_ready"][0][1], 0)
+            self.nginx_passes_by(front)
+            with open(hot_list, "w"):
+                pass
+            board.wait_ready()
+            self.nginx_comes_back_to(board, front)
+
+    def test_a_board_whose_flash_fails(self):
+        model = self.folder.file("model.gguf")
+        shutil.copy(harness.model(), model)
+        with open(model, "rb") as file:
+            whole = file.read()
+        board = self.start(BOARDS[0], "--listen-when", "ready", "--model", model, "--row-cache", "0")
+        for server in board, *self.others:
+            server.wait_ready()
+        with self.front("nginx", gateway.nginx) as front:
+            self.nginx_comes_back_to(board, front)
+            os.truncate(model, 4096)
+
+            def ready():
+                return board.metrics()["embergate_ready"][0][1]
+
+            def failed():
+                self.ask("%s:%d" % (BOARDS[0], self.port))
+                return ready() == 0
+            harness.wait_for("the end of its health", failed)
+            self.nginx_passes_by(front)
+            with open(model, "r+b") as file:
+                file.write(whole)
+            harness.wait_for("its health", lambda: ready() == 1)
+            self.nginx_comes_back_to(board, front)
 
 
 class DrainTest(unittest.TestCase):
