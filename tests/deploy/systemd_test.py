@@ -124,8 +124,8 @@ class NotifyTest(unittest.TestCase):
         self.manager = Manager()
         self.addCleanup(self.manager.close)
 
-    def server(self):
-        return harness.Server(env={"NOTIFY_SOCKET": self.manager.path, "WATCHDOG_USEC": "800000"})
+    def server(self, *args, **more):
+        return harness.Server(*args, env={"NOTIFY_SOCKET": self.manager.path, "WATCHDOG_USEC": "800000"}, **more)
 
     def test_ready_watchdog_stopping(self):
         with self.server() as server:
@@ -144,6 +144,13 @@ class NotifyTest(unittest.TestCase):
             server.process.send_signal(signal.SIGTERM)
             self.assertEqual(self.manager.until("STOPPING")["STOPPING"], "1")
             self.assertEqual(server.process.wait(20), 0)
+
+    def test_who_listens_when_ready_listens_when_it_says_so(self):
+        port = harness.free_port()
+        server = self.server("--listen-when", "ready", port=port)
+        self.addCleanup(server.__exit__)
+        self.manager.until("READY")
+        socket.create_connection(("127.0.0.1", port), 5).close()
 
     def test_not_ready_when_the_model_cannot_be_used(self):
         with harness.Folder() as folder:
