@@ -90,16 +90,23 @@ KvLimits KvLimitsFor(const storage::GgufFile& file, const ModelConfig& config, c
   return kv;
 }
 
+constexpr uint64_t kRowEntryBytes = 128;  // of a row's bookkeeping in the row store, rounding to 64 bytes included
+
+// A cache that could hold the whole table grows no further.
+uint64_t RowCacheBytes(const storage::GgufTensor& table, const storage::RowStoreOptions& rows) {
+  return std::min(rows.cache_bytes, table.rows() * (table.row_bytes() + kRowEntryBytes));
+}
+
 // What the row store takes besides its cache: the rows that tickets hold, a landing buffer for each read in flight, and
 // the tickets themselves.
 uint64_t RowBufferBytes(const storage::GgufTensor& table, const storage::RowStoreOptions& rows) {
   constexpr uint64_t kDeviceBlock = 4096;
   constexpr uint64_t kReadBytesMin = 16384;
-  constexpr uint64_t kEntryBytes = 128;  // of a held row's bookkeeping, rounding to 64 bytes included
   const uint64_t read_bytes = std::max((table.row_bytes() / kDeviceBlock + 2) * kDeviceBlock, kReadBytesMin);
-  return static_cast<uint64_t>(rows.rows_pinned_max) * (table.row_bytes() + kEntryBytes) +
+  return static_cast<uint64_t>(rows.rows_pinned_max) * (table.row_bytes() + kRowEntryBytes) +
          static_cast<uint64_t>(rows.queue_depth) * (read_bytes + 2 * kDeviceBlock) +
-         static_cast<uint64_t>(rows.tickets_max) * (static_cast<uint64_t>(rows.rows_per_ticket_max) * 8 + kEntryBytes);
+         static_cast<uint64_t>(rows.tickets_max) *
+             (static_cast<uint64_t>(rows.rows_per_ticket_max) * 8 + kRowEntryBytes);
 }
 
 // The widest input of a sparse product: `up` has d columns, `down` the feed-forward's width.
@@ -131,7 +138,7 @@ absl::StatusOr<std::vector<MemoryPart>> PlanParts(const storage::GgufFile& file,
     if (options.table_resident) {
       parts.push_back({"table", table.bytes});
     } else {
-      parts.push_back({"row_cache", options.rows.cache_bytes});
+      parts.push_back({"row_cache", RowCacheBytes(table, options.rows)});
       parts.push_back({"row_buffers", RowBufferBytes(table, PerLayerInputs::RowOptions(options, limits)) +
                                           TableChecksumBytes(file, table)});
     }

@@ -16,6 +16,7 @@ namespace embergate::server {
 namespace {
 
 using ::testing::AllOf;
+using ::testing::AnyOf;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
@@ -92,13 +93,21 @@ TEST_F(DramPlanTest, WhatIsHeldDoesNotExceedThePlan) {
   EXPECT_EQ((*host)->served().memory().size(), plan->size());
 }
 
+TEST_F(DramPlanTest, ARowCacheNeedsNoMoreThanTheTable) {
+  const uint64_t needed = Needed(options_);
+  options_.decoder.rows.cache_bytes = uint64_t{1} << 40;
+  EXPECT_EQ(Needed(options_), needed) << "16 MiB hold all of this table";
+  options_.decoder.rows.cache_bytes = 16 << 10;
+  EXPECT_LT(Needed(options_), needed);
+}
+
 TEST_F(DramPlanTest, SaysWhatEachSettingWouldSave) {
   options_.decoder.dram_budget_bytes = 1 << 20;
   const std::string message(CheckDramBudget(*file_, info_, options_, 1000).message());
-  EXPECT_THAT(message,
-              AllOf(HasSubstr("--slots 4 saves "), HasSubstr("--row-cache 4MiB saves 12 MiB"),
-                    HasSubstr("--queue-bytes 4MiB saves 12 MiB"), HasSubstr("--grpc-buffers 8MiB saves 8 MiB")));
-  EXPECT_THAT(message, Not(HasSubstr("--context"))) << "160 tokens are few already";
+  EXPECT_THAT(message, AllOf(HasSubstr("--slots 4 saves "), HasSubstr("--queue-bytes 4MiB saves 12 MiB"),
+                             HasSubstr("--grpc-buffers 8MiB saves 8 MiB")));
+  EXPECT_THAT(message, Not(AnyOf(HasSubstr("--context"), HasSubstr("--row-cache"))))
+      << "160 tokens are few already, and 4 MiB hold this table, too";
   ModelHostOptions lower = options_;
   lower.decoder.slots_max = 4;
   const size_t at = message.find("--slots 4 saves ") + 16;
