@@ -96,7 +96,7 @@ Answer Ask(v1::Inference::Stub& stub, const Question& question) {
   request.mutable_sampling()->set_temperature(0);
   request.mutable_stopping()->set_max_tokens(64);
   grpc::ClientContext context;
-  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(60));
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(600));
   const auto reader = stub.Generate(&context, request);
   Answer answer;
   v1::GenerateResponse response;

@@ -41,7 +41,7 @@ class Stream {
     request.mutable_sampling()->set_temperature(0);
     request.mutable_stopping()->set_max_tokens(tokens);
     request.mutable_stopping()->set_ignore_eos(true);
-    context_.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(120));
+    context_.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(600));
     reader_ = stub_->Generate(&context_, request);
     v1::GenerateResponse response;
     while (ids_.empty() && reader_->Read(&response)) {
