@@ -1,12 +1,18 @@
 #!/usr/bin/env bash
 # Lays out the root file system of the container image: the binary, the shared libraries that it needs and the loader,
-# their licences, and a list of all of it (SPDX 2.3). Runs where the binary was built, on Debian.
+# their licences, and a list of all of it (SPDX 2.3). Runs where the binary was built, on Debian, and runs nothing of the
+# binary's: it may be for another architecture.
 #
 #   deploy/image_root.sh build/embergate FOLDER
 set -euo pipefail
 [ $# -eq 2 ] || { sed -n '2,/^set /s/^# \{0,1\}//p' "$0" | sed '$d' >&2; exit 2; }
+export LC_ALL=C
+top=$(dirname "$0")/..
 binary=$1
 root=$2
+# Debian keeps an architecture's libraries, and the file that the loader's name leads to, in one folder.
+loader=$(readelf -l "$binary" | sed -n 's/.*interpreter: \(.*\)\]/\1/p')
+libraries=$(dirname "$(readlink -e "$loader")")
 
 mkdir -p "$root"/{etc,models,proc,state,tmp,usr/bin,usr/share/embergate,usr/share/doc/embergate}
 chmod 1777 "$root/tmp"
@@ -14,16 +20,13 @@ chown 65532:65532 "$root/state" 2>/dev/null || echo "not root: $root/state keeps
 # The user of the image, for programs that want a name; numeric everywhere else.
 echo 'embergate:x:65532:65532:embergate:/state:/nonexistent' >"$root/etc/passwd"
 echo 'embergate:x:65532:' >"$root/etc/group"
-strip -o "$root/usr/bin/embergate" "$binary"
-cp "$(dirname "$0")/../LICENSE" "$root/usr/share/doc/embergate/copyright"
+"${libraries##*/}-strip" -o "$root/usr/bin/embergate" "$binary"
+cp "$top/LICENSE" "$root/usr/share/doc/embergate/copyright"
 
 # Debian's /lib is a link to /usr/lib; the loader's path in the binary goes through it.
-mkdir -p "$root/usr/lib"
-for link in lib lib64; do
-  if [ -L "/$link" ]; then
-    mkdir -p "$root/usr/$link"
-    ln -sfn "usr/$link" "$root/$link"
-  fi
+for link in lib "$(cut -d/ -f2 <<<"$loader")"; do
+  mkdir -p "$root/usr/$link"
+  ln -sfn "usr/$link" "$root/$link"
 done
 files=()
 add_library() {
@@ -36,11 +39,18 @@ add_library() {
   [ "$name" = "$file" ] || ln -sfn "$file" "$root$name"
   files+=("$file")
 }
-# Not piped: a failure has to end the script.
-libraries=$(ldd "$binary" | awk '$2 == "=>" { print $3 } $1 ~ /^\// { print $1 }')
-for library in $libraries; do
-  add_library "$library"
-done
+# What the binary names, what that names, and so on.
+add_libraries() {
+  local name names
+  names=$(readelf -d "$1" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p')
+  for name in $names; do
+    [ ! -e "$root$libraries/$name" ] || continue
+    add_library "$libraries/$name"
+    add_libraries "$libraries/$name"
+  done
+}
+add_library "$loader"
+add_libraries "$binary"
 
 # Packages name some of their files below /lib, some below /usr/lib; one of the two is not found.
 owners=$(dpkg-query -S "${files[@]}" "${files[@]#/usr}" 2>/dev/null || true)
@@ -55,14 +65,15 @@ for package in "${packages[@]}"; do
 done
 
 . /etc/os-release
-version=$("$binary" --version 2>/dev/null | awk '{ print $NF }') || version=
+version=$(sed -n 's/^project(embergate VERSION \([^ ]*\).*/\1/p' "$top/CMakeLists.txt")
+[ -n "$version" ]
 {
   printf '{\n  "spdxVersion": "SPDX-2.3",\n  "dataLicense": "CC0-1.0",\n  "SPDXID": "SPDXRef-DOCUMENT",\n'
   printf '  "name": "embergate",\n  "documentNamespace": "urn:embergate:sbom:%s",\n' \
     "$(sha256sum "$root/usr/bin/embergate" | cut -d' ' -f1)"
   printf '  "creationInfo": {"created": "%s", "creators": ["Tool: deploy/image_root.sh"]},\n' \
     "$(date -u -d "@${SOURCE_DATE_EPOCH:-$(date +%s)}" +%Y-%m-%dT%H:%M:%SZ)"
-  printf '  "packages": [\n    {"SPDXID": "SPDXRef-embergate", "name": "embergate", "versionInfo": "%s", ' "${version:-unknown}"
+  printf '  "packages": [\n    {"SPDXID": "SPDXRef-embergate", "name": "embergate", "versionInfo": "%s", ' "$version"
   printf '"downloadLocation": "NOASSERTION", "licenseConcluded": "Apache-2.0"}'
   for package in "${packages[@]}"; do
     read -r name architecture version source < <(dpkg-query -W -f='${Package} ${Architecture} ${Version} ${source:Package}\n' "$package")

@@ -23,9 +23,18 @@ exec chroot --userspec 65532:65532 "$root" "$@"
 """
 
 
-def dockerfile():
-    with open(os.path.join(harness.SOURCE, "Dockerfile")) as file:
+# Machines of ELF files, and Debian's words for them.
+ARCHITECTURES = {62: "amd64", 183: "arm64"}
+
+
+def dockerfile(name="Dockerfile"):
+    with open(os.path.join(harness.SOURCE, name)) as file:
         return file.read()
+
+
+def version():
+    with open(os.path.join(harness.SOURCE, "CMakeLists.txt")) as file:
+        return re.search(r"project\(embergate VERSION ([\d.]+)", file.read()).group(1)
 
 
 def environment():
@@ -78,8 +87,18 @@ class ImageTest(unittest.TestCase):
         for relation in document["relationships"]:
             self.assertIn(relation["spdxElementId"], ids)
             self.assertIn(relation["relatedSpdxElement"], ids)
-        for package in names - {"embergate"}:
-            self.assertTrue(os.path.exists(os.path.join(self.root, "usr/share/doc", package, "copyright")), package)
+        with open(os.path.join(self.root, "usr/bin/embergate"), "rb") as binary:
+            architecture = ARCHITECTURES[int.from_bytes(binary.read(20)[18:], "little")]
+        for package in document["packages"]:
+            name = package["name"]
+            self.assertTrue(os.path.exists(os.path.join(self.root, "usr/share/doc", name, "copyright")), name)
+            if name == "embergate":
+                self.assertEqual(package["versionInfo"], version())
+                continue
+            [reference] = package["externalRefs"]
+            self.assertRegex(reference["referenceLocator"], r"\Apkg:deb/debian/%s@%s\?arch=%s&upstream=\S+\Z" % (
+                re.escape(name), re.escape(package["versionInfo"]), architecture))
+            self.assertRegex(package["versionInfo"], r"\A\d")
 
     def test_dockerfile_says_what_a_container_needs(self):
         final = dockerfile().rsplit("FROM ", 1)[1]
