@@ -6,16 +6,17 @@ import harness
 
 
 class PackagesTest(unittest.TestCase):
-    def install(self, apt, sudo=False):
+    def install(self, apt, sudo=False, what="build"):
         folder = harness.Folder(prefix="embergate-packages-")
         self.addCleanup(folder.cleanup)
-        for name, text in {"dpkg-query": "exit 1", "apt-get": apt, "id": "echo %d" % (1000 if sudo else 0),
+        for name, text in {"dpkg-query": "exit 1", "dpkg": 'echo "dpkg $*" >"$0.log"', "apt-get": apt,
+                           "id": "echo %d" % (1000 if sudo else 0),
                            "sudo": 'exec "$@"', "tee": "cat >/dev/null", "chmod": "exit 0", "rm": "exit 0"}.items():
             path = folder.file(name)
             with open(path, "w") as file:
                 file.write("#!/bin/sh\n" + text + "\n")
             os.chmod(path, 0o755)
-        return harness.run(os.path.join(harness.DEPLOY, "install_packages.sh"), "build", check=False,
+        return harness.run(os.path.join(harness.DEPLOY, "install_packages.sh"), what, check=False,
                            env={**os.environ, "PATH": folder.name + ":" + os.environ["PATH"]})
 
     def test_what_apt_cannot_find_is_named(self):
@@ -23,6 +24,13 @@ class PackagesTest(unittest.TestCase):
         self.assertEqual(result.returncode, 1)
         self.assertIn("Unable to locate package liburing-dev", result.stderr)
         self.assertIn("is this Debian 12 or 13?", result.stderr)
+
+    def test_cross_wants_the_tools_of_one_architecture_and_the_libraries_of_the_other(self):
+        apt = 'case "$1" in install) cat "$(dirname "$0")/dpkg.log"; echo "$*"; exit 100;; esac'
+        said = self.install(apt, what="cross").stderr
+        self.assertIn("dpkg --add-architecture arm64", said)
+        for word in "--no-remove", "g++-aarch64-linux-gnu", "protobuf-compiler", "libssl-dev:arm64", "nlohmann-json3-dev":
+            self.assertIn(word, said.split())
 
     def test_progress_is_told(self):
         apt = ('case "$1" in install) echo Reading; echo dlstatus:1:12.5:Retrieving; '
