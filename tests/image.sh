@@ -1,15 +1,14 @@
 #!/usr/bin/env bash
-# Builds the Dockerfile without a Docker engine and runs the image: with Debian's buildah (vfs, chroot isolation, the
-# host's network) on a base image made by debootstrap. Root only; takes as long as a build of the server.
+# Builds the container image without a Docker engine and runs it: with Debian's buildah (vfs, chroot isolation, the host's
+# network) on a base image made by debootstrap. Root only; takes as long as a build of the server.
 #
-#   tests/image.sh             for this machine: build, measure, run
-#   tests/image.sh arm64       for 64-bit Arm, under qemu: the compiler would take hours there, so the image gets the
-#                              package that tests/arm64.sh build and tests/arm64.sh package have made before; apt installs
-#                              it there, and it is looked at first
+#   tests/image.sh             the Dockerfile, for this machine: build, measure, run
+#   tests/image.sh arm64       deploy/arm64.Dockerfile, which an x86-64 machine builds for 64-bit Arm; run under qemu
 #   tests/image.sh ... --keep  leaves storage and base image in build-image for the next time
 set -euo pipefail
 cd "$(dirname "$0")/.."
-architecture=$(dpkg --print-architecture)
+machine=$(dpkg --print-architecture)
+architecture=$machine
 keep=
 for argument in "$@"; do
   case "$argument" in
@@ -22,6 +21,11 @@ done
 for tool in buildah debootstrap; do
   command -v "$tool" >/dev/null || { echo "SKIPPED: $tool is not installed (Debian package $tool)"; exit 77; }
 done
+file=Dockerfile
+if [ "$architecture" != "$machine" ]; then
+  file=deploy/$architecture.Dockerfile
+  qemu=$(command -v qemu-aarch64-static) || { echo "SKIPPED: qemu-user-static is not installed"; exit 77; }
+fi
 work=$PWD/build-image
 mkdir -p "$work"
 cleanup=()
@@ -35,30 +39,27 @@ image() { buildah --storage-driver vfs --root "$work/storage" --runroot "$work/r
 
 # The kernel starts arm64 programs through qemu, also in a container ("F": the emulator is opened now, here).
 emulate() {
-  local binfmt=/proc/sys/fs/binfmt_misc qemu
-  qemu=$(command -v qemu-aarch64-static) || { echo "SKIPPED: qemu-user-static is not installed"; exit 77; }
+  local binfmt=/proc/sys/fs/binfmt_misc
   if [ ! -e $binfmt/register ]; then
     mount -t binfmt_misc binfmt_misc $binfmt || { echo "SKIPPED: binfmt_misc cannot be mounted here"; exit 77; }
     cleanup+=("umount $binfmt")
   fi
-  ! grep -qs enabled $binfmt/qemu-aarch64 || return 0
+  ! grep -qs enabled $binfmt/*-aarch64 || return 0
   printf '%s' ":embergate-aarch64:M::\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xb7\x00:\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff:$qemu:F" >$binfmt/register
   cleanup+=("echo -1 >$binfmt/embergate-aarch64")
 }
-[ "$architecture" = "$(dpkg --print-architecture)" ] || emulate
 
 suite=$(. /etc/os-release && echo "$VERSION_CODENAME")
 base=debian:$suite-slim
-[ "$architecture" = "$(dpkg --print-architecture)" ] || base=$base-$architecture
 if ! image inspect --type image "$base" >/dev/null 2>&1; then
   echo "==> Base image $base"
   # From where this machine gets its packages.
   mirror=$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' "Release: $suite" | grep -m 1 -v -e security)
-  debootstrap --arch="$architecture" --variant=minbase "$suite" "$work/base" "$mirror" >/dev/null
+  debootstrap --variant=minbase "$suite" "$work/base" "$mirror" >/dev/null
   cp /etc/apt/sources.list "$work/base/etc/apt/" 2>/dev/null || true
   cp -r /etc/apt/sources.list.d /etc/apt/apt.conf.d "$work/base/etc/apt/" 2>/dev/null || true
   rm -rf "$work"/base/var/cache/apt/archives/*.deb
-  container=$(image from --arch "$architecture" scratch)
+  container=$(image from scratch)
   image add -q "$container" "$work/base" / >/dev/null
   image commit -q "$container" "docker.io/library/$base" >/dev/null
   image rm "$container" >/dev/null
@@ -66,27 +67,13 @@ if ! image inspect --type image "$base" >/dev/null 2>&1; then
 fi
 
 echo "==> Build"
-context=.
-if [ "$architecture" != "$(dpkg --print-architecture)" ]; then
-  [ -e build-arm64/embergate_*_arm64.deb ] || { echo "no package: tests/arm64.sh build, tests/arm64.sh package" >&2; exit 2; }
-  context=$work/context
-  rm -rf "$context"
-  mkdir "$context"
-  cp -r LICENSE deploy tests/deploy/installed_package.sh build-arm64/*.deb "$context"
-  # The package, looked at, in place of the compilation; what follows is the Dockerfile's own.
-  awk '/^COPY deploy\/install_packages.sh/ { skip = 1
-         print "COPY *.deb installed_package.sh ./"
-         print "RUN apt-get update -q && apt-get install -qy --no-install-recommends binutils ./*.deb"
-         print "RUN sh installed_package.sh && mkdir build && cp /usr/bin/embergate build/" }
-       /^COPY LICENSE/ { skip = 0 }
-       !skip' Dockerfile >"$context/Dockerfile"
-fi
-image build --format docker --arch "$architecture" --isolation chroot --network host --pull=never \
-  --build-arg "DEBIAN=${base#debian:}" -t embergate "$context" >"$work/build.log" 2>&1 || { tail -n 40 "$work/build.log" >&2; exit 1; }
+image build --format docker --platform "linux/$architecture" --isolation chroot --network host --pull=never \
+  --build-arg "DEBIAN=${base#debian:}" -f "$file" -t embergate . >"$work/build.log" 2>&1 || { tail -n 40 "$work/build.log" >&2; exit 1; }
 grep -E '^(\[[0-9]+/[0-9]+\] )?STEP ' "$work/build.log"
 
 echo "==> Run"
-container=$(image from --pull=never embergate)
+[ "$architecture" = "$machine" ] || emulate  # not before: nothing in the build may need it
+container=$(image from --pull=never --platform "linux/$architecture" embergate)
 root=$(image mount "$container")
 image inspect --type image embergate >"$work/image.json"
 # What a container does with this file system, on a read-only root and without capabilities ...

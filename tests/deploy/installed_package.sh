@@ -1,6 +1,6 @@
 #!/bin/sh
 # Looks at the Debian package as apt has installed it: its files, and its program, which makes a small model and reads it.
-# Runs inside the system that has the package (tests/image.sh arm64).
+# Runs inside the system that has the package.
 set -eu
 fail() {
   echo "installed package: $*" >&2

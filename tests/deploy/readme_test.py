@@ -33,6 +33,7 @@ NOT_HERE = {
     "grpcurl": "python_test sends what it would, and runs it where it is installed",
     "hf download": "needs the network",
     "docker": "needs Docker; image_test makes the image's file system",
+    "DOCKER_BUILDKIT=1 docker build": "a build of the server; tests/image.sh arm64 has that file's",
     "MODELS=": "needs Docker; files_test reads the compose file",
     "(cd build && cpack": "package_test makes the package",
     "cpack": "package_test makes the package",
