@@ -4,9 +4,15 @@
 #
 #   tests/image.sh             the Dockerfile, for this machine: build, measure, run
 #   tests/image.sh arm64       deploy/arm64.Dockerfile, which an x86-64 machine builds for 64-bit Arm; run under qemu
-#   tests/image.sh ... --keep  leaves storage and base image in build-image for the next time
+#   tests/image.sh ... --keep  leaves storage and base image in build-image for the next time, and the image itself as
+#                              build-image/embergate-ARCHITECTURE.tar, for `docker load`
 set -euo pipefail
 cd "$(dirname "$0")/.."
+skip() {
+  echo "SKIPPED: image: $*" >&2
+  exit 77
+}
+. tests/support/foreign_debian.sh
 machine=$(dpkg --print-architecture)
 architecture=$machine
 keep=
@@ -19,43 +25,23 @@ for argument in "$@"; do
 done
 [ "$(id -u)" -eq 0 ] || { echo "needs root, for chroot and mounts" >&2; exit 2; }
 for tool in buildah debootstrap; do
-  command -v "$tool" >/dev/null || { echo "SKIPPED: $tool is not installed (Debian package $tool)"; exit 77; }
+  command -v "$tool" >/dev/null || skip "$tool is not installed (Debian package $tool)"
 done
 file=Dockerfile
 if [ "$architecture" != "$machine" ]; then
   file=deploy/$architecture.Dockerfile
-  qemu=$(command -v qemu-aarch64-static) || { echo "SKIPPED: qemu-user-static is not installed"; exit 77; }
+  command -v qemu-aarch64-static >/dev/null || skip "qemu-user-static is not installed"
 fi
 work=$PWD/build-image
 mkdir -p "$work"
-cleanup=()
-at_exit() {
-  local i
-  for ((i = ${#cleanup[@]} - 1; i >= 0; i--)); do eval "${cleanup[i]}"; done
-}
-trap at_exit EXIT
 [ -n "$keep" ] || cleanup+=('rm -rf "$work"')
 image() { buildah --storage-driver vfs --root "$work/storage" --runroot "$work/run" "$@"; }
 
-# The kernel starts arm64 programs through qemu, also in a container ("F": the emulator is opened now, here).
-emulate() {
-  local binfmt=/proc/sys/fs/binfmt_misc
-  if [ ! -e $binfmt/register ]; then
-    mount -t binfmt_misc binfmt_misc $binfmt || { echo "SKIPPED: binfmt_misc cannot be mounted here"; exit 77; }
-    cleanup+=("umount $binfmt")
-  fi
-  ! grep -qs enabled $binfmt/*-aarch64 || return 0
-  printf '%s' ":embergate-aarch64:M::\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xb7\x00:\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff:$qemu:F" >$binfmt/register
-  cleanup+=("echo -1 >$binfmt/embergate-aarch64")
-}
-
-suite=$(. /etc/os-release && echo "$VERSION_CODENAME")
-base=debian:$suite-slim
+base=debian:$release-slim
 if ! image inspect --type image "$base" >/dev/null 2>&1; then
   echo "==> Base image $base"
-  # From where this machine gets its packages.
-  mirror=$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' "Release: $suite" | grep -m 1 -v -e security)
-  debootstrap --variant=minbase "$suite" "$work/base" "$mirror" >/dev/null
+  mirror=$(debian_mirror)
+  debootstrap --variant=minbase "$release" "$work/base" "$mirror" >/dev/null
   cp /etc/apt/sources.list "$work/base/etc/apt/" 2>/dev/null || true
   cp -r /etc/apt/sources.list.d /etc/apt/apt.conf.d "$work/base/etc/apt/" 2>/dev/null || true
   rm -rf "$work"/base/var/cache/apt/archives/*.deb
@@ -72,7 +58,7 @@ image build --format docker --platform "linux/$architecture" --isolation chroot 
 grep -E '^(\[[0-9]+/[0-9]+\] )?STEP ' "$work/build.log"
 
 echo "==> Run"
-[ "$architecture" = "$machine" ] || emulate  # not before: nothing in the build may need it
+[ "$architecture" = "$machine" ] || emulate_arm64  # not before: nothing in the build may need it
 container=$(image from --pull=never --platform "linux/$architecture" embergate)
 root=$(image mount "$container")
 image inspect --type image embergate >"$work/image.json"
@@ -81,4 +67,8 @@ EMBERGATE_IMAGE_ROOT=$root EMBERGATE_BINARY=${EMBERGATE_BINARY:-$PWD/build/ember
 # ... and with buildah as the engine.
 EMBERGATE_IMAGE=embergate EMBERGATE_IMAGE_INSPECT=$work/image.json EMBERGATE_IMAGE_STORAGE=$work \
   EMBERGATE_BINARY=${EMBERGATE_BINARY:-$PWD/build/embergate} python3 tests/deploy/built_image.py
+if [ -n "$keep" ]; then
+  rm -f "$work/embergate-$architecture.tar"
+  image push -q embergate "docker-archive:$work/embergate-$architecture.tar:embergate:latest"
+fi
 echo "passed"
