@@ -18,6 +18,7 @@ NOT_HERE = {
     "tests/run.sh": "it runs this test",
     "tests/arm64.sh": "cross-builds; some minutes",
     "tests/image.sh": "builds an image; some minutes",
+    "tests/board.sh": "boots two emulated boards; some minutes",
     "proto/pin_released.sh": "it makes a release",
     "cmake -S tests/clients/cpp": "cpp_test builds it",
     "cmake --build build --target demo_model_test": "the suite has that test",
