@@ -22,10 +22,10 @@ namespace {
 
 constexpr int kDepthMax = 64;
 
-// Keeps `depth` reads of `read_bytes` in flight for a while.
+// Keeps `depth` reads of `read_bytes` in flight for as long as the options say.
 absl::StatusOr<DeviceDepth> MeasureDepth(BlockReader& reader, BufferPool& buffers, const TableFile& file,
                                          uint64_t offset, uint64_t bytes, uint32_t read_bytes, int depth,
-                                         double seconds) {
+                                         const DeviceTestOptions& options) {
   std::mt19937_64 random(static_cast<uint64_t>(depth));
   const uint64_t alignment = file.alignment();
   const uint64_t first = (offset + alignment - 1) / alignment;
@@ -45,12 +45,13 @@ absl::StatusOr<DeviceDepth> MeasureDepth(BlockReader& reader, BufferPool& buffer
     reader.Queue(absl::MakeConstSpan(&read, 1));
   };
   const uint64_t start_ns = MonotonicNs();
-  const uint64_t end_ns = start_ns + static_cast<uint64_t>(seconds * 1e9);
+  const uint64_t end_ns = start_ns + static_cast<uint64_t>(options.seconds_per_depth * 1e9);
   for (int i = 0; i < depth; ++i) {
     queue(static_cast<uint32_t>(i));
   }
   int in_flight = depth;
-  uint64_t reads = 0;
+  DeviceDepth result;
+  result.depth = depth;
   uint64_t last_ns = start_ns;
   absl::Status failed;
   while (in_flight > 0) {
@@ -67,23 +68,22 @@ absl::StatusOr<DeviceDepth> MeasureDepth(BlockReader& reader, BufferPool& buffer
             absl::UnavailableError(absl::StrCat(file.path(), ": reading failed: ", strerror(-completions[i].result)));
         continue;
       }
-      ++reads;
+      ++result.reads;
       last_ns = now_ns;
       const uint64_t done_ns = completions[i].done_ns != 0 ? completions[i].done_ns : now_ns;
       latencies_us.push_back(static_cast<double>(done_ns - std::min(done_ns, submit_ns[slot])) / 1e3);
       if (!file.direct()) {
         file.DropPages(read_at[slot], read_bytes);
       }
-      if (now_ns < end_ns && failed.ok()) {
+      const uint64_t begun = result.reads + static_cast<uint64_t>(in_flight);
+      if (now_ns < end_ns && begun < options.reads_per_depth_max && failed.ok()) {
         queue(slot);
         ++in_flight;
       }
     }
   }
   EMBERGATE_RETURN_IF_ERROR(failed);
-  DeviceDepth result;
-  result.depth = depth;
-  result.reads_per_second = static_cast<double>(reads) * 1e9 / static_cast<double>(last_ns - start_ns);
+  result.reads_per_second = static_cast<double>(result.reads) * 1e9 / static_cast<double>(last_ns - start_ns);
   result.latency_us_mean =
       std::accumulate(latencies_us.begin(), latencies_us.end(), 0.0) / static_cast<double>(latencies_us.size());
   const size_t p99 = latencies_us.size() * 99 / 100;
@@ -132,18 +132,16 @@ absl::StatusOr<DeviceProfile> MeasureDevice(const std::string& path, uint64_t of
   }
   profile.backend = std::string(reader->name());
   for (int depth = 1; depth <= kDepthMax; depth *= 2) {
-    EMBERGATE_ASSIGN_OR_RETURN(
-        DeviceDepth measured,
-        MeasureDepth(*reader, buffers, file, offset, bytes, profile.read_bytes, depth, options.seconds_per_depth));
+    EMBERGATE_ASSIGN_OR_RETURN(DeviceDepth measured,
+                               MeasureDepth(*reader, buffers, file, offset, bytes, profile.read_bytes, depth, options));
     profile.depths.push_back(measured);
     if (options.on_depth) {
       options.on_depth(measured);
     }
   }
   Recommend(profile);
-  EMBERGATE_ASSIGN_OR_RETURN(const DeviceDepth small,
-                             MeasureDepth(*reader, buffers, file, offset, bytes, file.alignment(), profile.queue_depth,
-                                          options.seconds_per_depth));
+  EMBERGATE_ASSIGN_OR_RETURN(const DeviceDepth small, MeasureDepth(*reader, buffers, file, offset, bytes,
+                                                                   file.alignment(), profile.queue_depth, options));
   profile.small_reads_per_second = small.reads_per_second;
   Recommend(profile);
   return profile;

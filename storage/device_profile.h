@@ -17,6 +17,7 @@ struct DeviceDepth {
   double reads_per_second = 0;
   double latency_us_mean = 0;
   double latency_us_p99 = 0;
+  uint64_t reads = 0;  // that were timed
 };
 
 struct DeviceProfile {
@@ -36,6 +37,7 @@ struct DeviceTestOptions {
   ReaderKind reader = ReaderKind::kAuto;
   uint32_t read_bytes = 10240;  // rounded up to whole blocks; a row of Gemma 4 E2B in Q8_0
   double seconds_per_depth = 0.4;
+  uint64_t reads_per_depth_max = UINT64_MAX;         // and no more than these (as many as fit in flight at least)
   std::function<void(const DeviceDepth&)> on_depth;  // may be empty
 };
 

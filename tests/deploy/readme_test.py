@@ -58,6 +58,7 @@ NOT_HERE = {
     "EMBERGATE_LOAD_REQUESTS=": "the suite has the test with fewer requests",
     "EMBERGATE_RANDOM_REQUESTS=": "the suite has the test with fewer requests",
     "build/latency_bench": "the suite has its --smoke",
+    "python3 tests/deploy/cold_start.py": "needs a model whose weights take time to read",
     "build/prefix_bench": "prefix_cache_test looks at the same",
     "tests/bench/": "needs a cgroup of its own; load_test has the load",
 }

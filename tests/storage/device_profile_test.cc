@@ -1,5 +1,8 @@
 #include "storage/device_profile.h"
 
+#include <algorithm>
+#include <cstdint>
+
 #include "gtest/gtest.h"
 #include "tests/storage/row_store_fixture.h"
 
@@ -53,6 +56,18 @@ TEST_P(DeviceMeasureTest, MeasuresEveryDepth) {
   EXPECT_GT(profile->small_reads_per_second, 0);
   EXPECT_EQ(MeasureDevice(path_, 0, 1000, options).status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(MeasureDevice(path_ + ".absent", 0, 0, options).status().code(), absl::StatusCode::kNotFound);
+}
+
+TEST_P(DeviceMeasureTest, EndsAfterAsManyReadsAsItMayMake) {
+  DeviceTestOptions options;
+  options.reader = GetParam();
+  options.seconds_per_depth = 3600;
+  options.reads_per_depth_max = 20;
+  const auto profile = MeasureDevice(path_, 1344, 9520 * kRows, options);
+  ASSERT_TRUE(profile.ok()) << profile.status();
+  for (const DeviceDepth& depth : profile->depths) {
+    EXPECT_EQ(depth.reads, static_cast<uint64_t>(std::max(depth.depth, 20)));
+  }
 }
 
 }  // namespace
