@@ -20,7 +20,7 @@ metric() {
   tr -d '\r' <&3 | grep "^embergate_$1[{ ]"
   exec 3>&-
 }
-# until SECONDS COMMAND...
+# until_ok SECONDS COMMAND...: tries it until it succeeds, for so long at most.
 until_ok() {
   local end=$((SECONDS + $1))
   shift
