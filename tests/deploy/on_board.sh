@@ -118,13 +118,13 @@ rm -r /run/systemd/system/embergate.service.d
 systemctl daemon-reload
 
 # A stop drains: the stream ends in full.
-embergate generate --prompt Hello --seed 1 --max-tokens 300 --ignore-eos --json >/root/stream.json 2>/root/stream.err &
+embergate generate --prompt Hello --seed 1 --max-tokens 150 --ignore-eos --json >/root/stream.json 2>/root/stream.err &
 stream=$!
 until_ok 60 bash -c 'exec 3<>/dev/tcp/127.0.0.1/9464; printf "GET /metrics HTTP/1.0\r\n\r\n" >&3; grep -q "^embergate_num_requests_running 1" <&3' ||
   fail "the stream does not run"
 systemctl stop embergate || fail "stop"
 wait $stream || { cat /root/stream.err; fail "the stream was broken off"; }
-grep -q '"output_tokens": *300' /root/stream.json || { cat /root/stream.json; fail "the stream is not whole"; }
+grep -q '"output_tokens": *150' /root/stream.json || { cat /root/stream.json; fail "the stream is not whole"; }
 [ "$(property Result)" = success ] || fail "stopped with $(property Result)"
 say "stop: drained"
 
