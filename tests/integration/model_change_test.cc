@@ -93,7 +93,7 @@ TEST(ModelChangeTest, StreamsEndOnTheModelThatTheyBeganWith) {
   const std::string new_model = GoldenGguf("gemma4-tiny-e4b");
   const test::TempFolder folder;
   const std::string config = folder.Write("config.toml", Config(old_model, 4000));
-  ServerProcess server(EMBERGATE_BINARY, {"--config", config, "--dram-budget", "0"});
+  ServerProcess server(EMBERGATE_BINARY, {"--config", config, "--dram-budget", "0", "--drain-timeout", "600"});
   ASSERT_TRUE(server.WaitReady());
   const std::string old_name = ModelName(server);
   const std::vector<int32_t> old_ids = Stream(server, kLong).Finish();
