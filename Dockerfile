@@ -3,7 +3,7 @@
 #   docker build -t embergate .      # on the board itself, or on a PC for the PC
 #
 # deploy/arm64.Dockerfile makes the board's image on a PC: with `--platform linux/arm64` this file would do so, too, but
-# emulate the compiler, for hours.
+# emulate the compiler.
 #
 #   docker run -p 50051:50051 -p 9464:9464 --read-only --cap-drop ALL --security-opt no-new-privileges \
 #     --security-opt seccomp=deploy/seccomp/embergate.json --memory 3g --memory-swap 3g --stop-timeout 45 \

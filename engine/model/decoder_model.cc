@@ -20,6 +20,7 @@
 #include "engine/model/rope.h"
 #include "engine/model/weights.h"
 #include "storage/base/status_macros.h"
+#include "storage/row_cache.h"
 
 namespace embergate::engine {
 namespace {
@@ -90,11 +91,10 @@ KvLimits KvLimitsFor(const storage::GgufFile& file, const ModelConfig& config, c
   return kv;
 }
 
-constexpr uint64_t kRowEntryBytes = 128;  // of a row's bookkeeping in the row store, rounding to 64 bytes included
-
 // A cache that could hold the whole table grows no further.
 uint64_t RowCacheBytes(const storage::GgufTensor& table, const storage::RowStoreOptions& rows) {
-  return std::min(rows.cache_bytes, table.rows() * (table.row_bytes() + kRowEntryBytes));
+  const uint64_t each = storage::RowCache::BytesPerCachedRow(static_cast<uint32_t>(table.row_bytes()));
+  return std::min(rows.cache_bytes, table.rows() * each);
 }
 
 // What the row store takes besides its cache: the rows that tickets hold, a landing buffer for each read in flight, and
@@ -102,11 +102,11 @@ uint64_t RowCacheBytes(const storage::GgufTensor& table, const storage::RowStore
 uint64_t RowBufferBytes(const storage::GgufTensor& table, const storage::RowStoreOptions& rows) {
   constexpr uint64_t kDeviceBlock = 4096;
   constexpr uint64_t kReadBytesMin = 16384;
+  constexpr uint64_t kEntryBytes = 128;  // of a held row's bookkeeping, rounding to 64 bytes included
   const uint64_t read_bytes = std::max((table.row_bytes() / kDeviceBlock + 2) * kDeviceBlock, kReadBytesMin);
-  return static_cast<uint64_t>(rows.rows_pinned_max) * (table.row_bytes() + kRowEntryBytes) +
+  return static_cast<uint64_t>(rows.rows_pinned_max) * (table.row_bytes() + kEntryBytes) +
          static_cast<uint64_t>(rows.queue_depth) * (read_bytes + 2 * kDeviceBlock) +
-         static_cast<uint64_t>(rows.tickets_max) *
-             (static_cast<uint64_t>(rows.rows_per_ticket_max) * 8 + kRowEntryBytes);
+         static_cast<uint64_t>(rows.tickets_max) * (static_cast<uint64_t>(rows.rows_per_ticket_max) * 8 + kEntryBytes);
 }
 
 // The widest input of a sparse product: `up` has d columns, `down` the feed-forward's width.

@@ -7,10 +7,13 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "engine/convert/shapes.h"
+#include "engine/convert/synth.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "storage/gguf_file.h"
 #include "tests/engine/model/model_fixture.h"
+#include "tests/support/temp_folder.h"
 
 namespace embergate::server {
 namespace {
@@ -99,6 +102,19 @@ TEST_F(DramPlanTest, ARowCacheNeedsNoMoreThanTheTable) {
   EXPECT_EQ(Needed(options_), needed) << "16 MiB hold all of this table";
   options_.decoder.rows.cache_bytes = 16 << 10;
   EXPECT_LT(Needed(options_), needed);
+}
+
+TEST_F(DramPlanTest, ASmallerRowCacheSavesWhereTheTableIsLarge) {
+  engine::ModelShape shape = *engine::FindModelShape("gemma4-tiny");
+  shape.vocab = shape.ple_rows = 65536;
+  const test::TempFolder folder;
+  const std::string path = folder.File("model.gguf");
+  ASSERT_TRUE(engine::SynthesiseModel(shape, path, engine::SynthOptions()).ok());
+  file_ = *storage::GgufFile::Open(path);
+  info_ = *engine::DecoderModel::Describe(*file_);
+  options_.decoder.dram_budget_bytes = 1 << 20;
+  EXPECT_THAT(std::string(CheckDramBudget(*file_, info_, options_, 1000).message()),
+              HasSubstr("--row-cache 4MiB saves 12 MiB"));
 }
 
 TEST_F(DramPlanTest, SaysWhatEachSettingWouldSave) {
